@@ -22,7 +22,6 @@ MAX_GROUPS = 32
 MAX_CODES_PER_GROUP = 65536  # codes are stored as uint16
 
 
-
 class Part(str, enum.Enum):
     """The ONNX graphs of a bundle. The value is the graph's file stem.
 
@@ -46,6 +45,32 @@ class Part(str, enum.Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far the inputs of one cell of a part lie from the cell: what exact tiling needs to know.
+
+    A cell is the smallest block on which input and output line up: ``stride_in`` input pixels and ``stride_out``
+    output pixels along each axis (encoder trunk 8 and 1, decoder trunk 1 and 8). The outputs of a cell depend on its
+    own inputs, on ``before`` more above (left of) it and on ``after`` more below (right of) it, and on no others.
+    """
+
+    stride_in: int
+    stride_out: int
+    before: int
+    after: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("stride_in", 1), ("stride_out", 1), ("before", 0), ("after", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise SpecError(f"reach: {name} is {value!r}; wanted a whole number of at least {least}")
+
+    @property
+    def halo(self) -> int:
+        """Input pixels a window needs around what is kept from it, rounded up to whole cells."""
+        return -(-max(self.before, self.after) // self.stride_in) * self.stride_in
 
 
 @dataclass(frozen=True)
@@ -110,12 +135,18 @@ class ModelSpec:
             if kind not in ("res", "evit"):
                 raise SpecError(f"{self.name}: blocks[{stage}] is {kind!r}; choose res or evit")
             if kind == "res" and "evit" in self.blocks[:stage]:
-                raise SpecError(f"{self.name}: stage {stage} is res after an evit stage; wanted all res stages before all evit stages")
+                raise SpecError(
+                    f"{self.name}: stage {stage} is res after an evit stage; wanted all res stages before all evit stages"
+                )
             if kind == "evit" and self.widths[stage] % HEAD_DIM:
-                raise SpecError(f"{self.name}: width {self.widths[stage]} of evit stage {stage} is no multiple of the head size {HEAD_DIM}")
+                raise SpecError(
+                    f"{self.name}: width {self.widths[stage]} of evit stage {stage} is no multiple of the head size {HEAD_DIM}"
+                )
         first = self.first_stage
         if first and self.widths[first] % 4:
-            raise SpecError(f"{self.name}: width {self.widths[first]} of stage {first} is no multiple of 4 (pixel-unshuffle by 2)")
+            raise SpecError(
+                f"{self.name}: width {self.widths[first]} of stage {first} is no multiple of 4 (pixel-unshuffle by 2)"
+            )
         for fine, coarse in zip(self.widths[first:], self.widths[first + 1 :], strict=False):
             if coarse % 4 or (4 * fine) % coarse:
                 raise SpecError(

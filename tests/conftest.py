@@ -7,7 +7,7 @@ from mgvq_export.spec import ModelSpec
 
 TINY = ModelSpec(
     name="tiny",
-    widths=(16, 32, 48, 64, 64),
+    widths=(16, 32, 64, 64, 64),
     encoder_depths=(0, 1, 1, 1, 1),
     decoder_depths=(0, 1, 1, 1, 1),
     blocks=("res", "res", "res", "evit", "evit"),
