@@ -28,7 +28,7 @@ class BundleError(MgvqError):
 
 
 class TokensError(MgvqError):
-    """A token file is damaged, or belongs to another codebook."""
+    """Codes contradict their description, a token file is damaged, or it belongs to another codebook."""
 
 
 class BackendError(MgvqError):
