@@ -1,0 +1,1 @@
+"""From a network to files: ONNX graphs, bundles, TensorRT engines. Needs the ``export`` extra (engines: ``tensorrt``)."""

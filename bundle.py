@@ -1,0 +1,165 @@
+"""Bundles: a folder with a manifest, the ONNX graphs of one or more precisions, and TensorRT engines.
+
+The only module that knows the names of files inside a bundle::
+
+    manifest.json
+    <precision>/<part>.onnx         one per Part
+    <precision>/weights.bin         the weights of all graphs of that precision
+    engines/<gpu>-trt<version>/<precision>/*.engine
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mgvq_export.errors import BundleError, InputError, SpecError
+from mgvq_export.files import PathLike, atomic_write_bytes, sha256_file
+from mgvq_export.spec import ModelSpec, Part, Reach
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.bin"
+FORMAT = "mgvq-bundle"
+VERSION = 1
+
+
+def graph_name(precision: str, part: Part) -> str:
+    """Path of one graph inside a bundle."""
+    return f"{precision}/{part}.onnx"
+
+
+def weights_name(precision: str) -> str:
+    """Path of one precision's weights inside a bundle."""
+    return f"{precision}/{WEIGHTS}"
+
+
+@dataclass
+class Bundle:
+    """An exported model on disk.
+
+    ``open`` reads the manifest only; a file's hash is checked when its path is asked for, once.
+
+    Attributes:
+        path: the folder.
+        manifest: its ``manifest.json``.
+        spec: the network.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    spec: ModelSpec
+    _checked: set[str] = field(default_factory=set, repr=False)
+
+    @classmethod
+    def open(cls, path: PathLike) -> Bundle:
+        """The bundle in folder ``path``. Raises :class:`BundleError` when it is none, or of a newer version."""
+        path = Path(path)
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            what = "is not a bundle: it has no manifest.json" if path.is_dir() else "does not exist"
+            raise BundleError(f"{path} {what}; make one with: mgvq-export export CHECKPOINT -o {path}") from None
+        except (OSError, ValueError) as error:
+            raise BundleError(f"cannot read {path / MANIFEST}: {error}; export the bundle again") from error
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise BundleError(f"{path / MANIFEST} is no manifest of a bundle; export the bundle again")
+        if manifest.get("version") != VERSION:
+            raise BundleError(f"{path} is a bundle of version {manifest.get('version')}; this release reads version {VERSION}")
+        try:
+            spec = ModelSpec.from_dict(manifest["spec"])
+            manifest["codebook_sha256"], manifest["reach"], manifest["precisions"]
+        except (KeyError, TypeError, SpecError) as error:
+            raise BundleError(f"{path / MANIFEST} is damaged ({error}); export the bundle again") from error
+        return cls(path, manifest, spec)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions it holds, e.g. ``("fp32", "fp16")``."""
+        return tuple(self.manifest["precisions"])
+
+    @property
+    def codebook_sha256(self) -> str:
+        """Hash of the codebook: tokens of equal hash are interchangeable."""
+        return self.manifest["codebook_sha256"]
+
+    @property
+    def engines(self) -> list[dict[str, Any]]:
+        """Records of the TensorRT engines built so far; ``file`` is relative to the bundle."""
+        return self.manifest.get("engines", [])
+
+    def reach(self, part: Part) -> Reach:
+        """Strides and receptive field of a trunk part. Raises :class:`BundleError` for a part without one."""
+        try:
+            return Reach(**self.manifest["reach"][str(part)])
+        except KeyError:
+            raise BundleError(f"{self.path}: the graph {part} has no finite receptive field; only trunks can be tiled") from None
+
+    def has_part(self, part: Part) -> bool:
+        """Whether the network has this graph (small networks have no inner cut of the trunk)."""
+        return all(str(part) in entry["graphs"] for entry in self.manifest["precisions"].values())
+
+    def graph(self, precision: str, part: Part) -> dict[str, Any]:
+        """The manifest's entry of one graph: file, sha256, bytes, inputs, outputs. Raises :class:`BundleError` if absent."""
+        try:
+            graphs = self.manifest["precisions"][precision]["graphs"]
+        except KeyError:
+            raise BundleError(
+                f"{self.path} has no {precision} graphs; it has {', '.join(self.precisions)}: choose one, or export again with --precision {precision}"
+            ) from None
+        if str(part) not in graphs:
+            raise BundleError(f"{self.path} has no graph {part}; {self.spec.name} has {', '.join(graphs)}")
+        return graphs[str(part)]
+
+    def graph_path(self, precision: str, part: Part) -> Path:
+        """Path of a graph whose bytes, and whose weights' bytes, are those of the export.
+
+        Raises :class:`BundleError` when a file is missing or has changed.
+        """
+        entry = self.graph(precision, part)
+        self.check_file(self.manifest["precisions"][precision]["weights"])
+        return self.check_file(entry)
+
+    def check_file(self, entry: Mapping[str, Any]) -> Path:
+        """Path of the file in a manifest entry, after comparing its size and SHA-256. Raises :class:`BundleError`."""
+        name = entry["file"]
+        path = self.path / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BundleError(f"{self.path / MANIFEST} names a file outside the bundle: {name}")
+        if name in self._checked:
+            return path
+        try:
+            size = path.stat().st_size
+            found = sha256_file(path) if size == entry["bytes"] else None
+        except (OSError, InputError) as error:
+            raise BundleError(f"{path} cannot be read; the bundle is incomplete: export it again") from error
+        if found != entry["sha256"]:
+            what = f"has {size} bytes instead of {entry['bytes']}" if found is None else "has changed since it was written"
+            raise BundleError(f"{path} {what}; export the bundle again")
+        self._checked.add(name)
+        return path
+
+    def check_all(self) -> None:
+        """Compare every file with its hash. Raises :class:`BundleError` on the first that differs."""
+        for precision, entry in self.manifest["precisions"].items():
+            for part in entry["graphs"]:
+                self.graph_path(precision, Part(part))
+        for engine in self.engines:
+            self.check_file(engine)
+
+    def write_manifest(self) -> None:
+        """Replace ``manifest.json`` by :attr:`manifest`, whole."""
+        atomic_write_bytes(self.path / MANIFEST, manifest_bytes(self.manifest))
+
+
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as it is written: JSON, two spaces, a final newline."""
+    return (json.dumps(manifest, indent=2) + "\n").encode()
+
+
+def file_entry(root: Path, name: str) -> dict[str, Any]:
+    """The manifest entry of the file ``name`` in folder ``root``: its path, size and hash."""
+    path = root / name
+    return {"file": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}

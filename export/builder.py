@@ -1,0 +1,185 @@
+"""Writes ONNX graphs: nodes with stable names, typed values, weights collected once for all graphs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+import mgvq_export
+from mgvq_export.bundle import WEIGHTS
+
+OPSET = 20  # within what TensorRT 10.x and 11.x parse (9 to 24); nothing newer is needed
+IR_VERSION = 10
+
+ALIGNMENT = 4096  # one page: runtimes may map tensors instead of copying them
+
+FLOAT, FLOAT16, INT32, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64
+NUMPY_TYPE = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16)}
+
+
+@dataclass
+class WeightStore:
+    """The weights of one precision, stored once and shared by all its graphs as ONNX external data."""
+
+    offsets: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
+    size: int = 0
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        """Store ``array`` under ``name``; a name stored before must hold the same values."""
+        array = np.ascontiguousarray(array)
+        if name in self.offsets:
+            stored = self.offsets[name][1]
+            if stored.dtype != array.dtype or not np.array_equal(stored, array):
+                raise ValueError(f"weight {name} is stored already with other values")
+            return
+        self.offsets[name] = (self.size, array)
+        self.size += math.ceil(array.nbytes / ALIGNMENT) * ALIGNMENT
+
+    def tensor(self, name: str, stored: str, shape: Sequence[int]) -> TensorProto:
+        """An initializer called ``name`` that refers to the weight ``stored``, seen with ``shape``."""
+        offset, array = self.offsets[stored]
+        tensor = TensorProto(name=name, dims=shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", WEIGHTS), ("offset", offset), ("length", array.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
+    def write(self, path: Path) -> None:
+        """Write all weights to ``path``, each at its offset, in little-endian byte order."""
+        with path.open("wb") as file:
+            for offset, array in self.offsets.values():
+                file.seek(offset)
+                file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+            file.truncate(self.size)
+
+
+class GraphBuilder:
+    """One ONNX graph under construction.
+
+    A node's name is the name of the PyTorch module it stands for, and its (first) output carries the same name, so a value in a
+    profile or a comparison leads straight to the layer. Every value has a float type; :meth:`node` casts what does not match the
+    type the node runs in, and :meth:`float32` opens an island that stays float32 in a float16 graph.
+    """
+
+    def __init__(self, weights: WeightStore, dtype: int):
+        self.weights = weights
+        self.default = self.dtype = dtype
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, TensorProto] = {}
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self.types: dict[str, int] = {}
+        self._names: set[str] = set()
+
+    def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
+        """Declare a graph input; string dimensions are dynamic."""
+        self.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        self.types[name] = dtype
+        return name
+
+    def output(self, name: str, value: str, shape: Sequence[int | str]) -> None:
+        """Declare ``value`` a graph output called ``name``, in the graph's own float type if it is a float."""
+        if self.types[value] in NUMPY_TYPE:
+            value = self.cast(value, self.default)
+        self._rename(value, name)
+        self.outputs.append(helper.make_tensor_value_info(name, self.types[name], shape))
+
+    def _rename(self, old: str, new: str) -> None:
+        for node in self.nodes:
+            node.output[:] = [new if value == old else value for value in node.output]
+            node.input[:] = [new if value == old else value for value in node.input]
+        self.types[new] = self.types.pop(old)
+
+    @contextmanager
+    def float32(self) -> Iterator[None]:
+        """Nodes added inside run in float32 whatever the graph's type."""
+        outer, self.dtype = self.dtype, FLOAT
+        try:
+            yield
+        finally:
+            self.dtype = outer
+
+    def cast(self, value: str, dtype: int) -> str:
+        """``value`` in ``dtype``; one Cast node per value and type."""
+        if self.types[value] == dtype:
+            return value
+        name = f"{value}/to_{TensorProto.DataType.Name(dtype).lower()}"
+        if name not in self._names:
+            self._append("Cast", [value], [name], name, {"to": dtype})
+            self.types[name] = dtype
+        return name
+
+    def node(self, op: str, *inputs: str, name: str, outputs: Sequence[str] = (), dtype: int | None = None, **attributes) -> str:
+        """Add a node and return its first output. Float inputs are cast to the current type; ``dtype``: the output's, when it differs."""
+        inputs = tuple(self.cast(value, self.dtype) if self.types.get(value) in NUMPY_TYPE else value for value in inputs)
+        outputs = tuple(outputs) or (name,)
+        self._append(op, inputs, outputs, name, attributes)
+        for output in outputs:
+            self.types[output] = self.dtype if dtype is None else dtype
+        return outputs[0]
+
+    def raw_node(self, op: str, *inputs: str, name: str, dtype: int, domain: str = "", **attributes) -> str:
+        """Add a node whose inputs keep their types and whose one output has type ``dtype``."""
+        self._append(op, inputs, (name,), name, attributes, domain)
+        self.types[name] = dtype
+        return name
+
+    def _append(self, op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, attributes: dict, domain: str = "") -> None:
+        if name in self._names:
+            raise ValueError(f"two nodes are called {name}")
+        self._names.add(name)
+        self.nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes))
+
+    def weight(self, name: str, array: np.ndarray, *, dtype: int | None = None) -> str:
+        """A trained tensor as an initializer, in ``dtype`` or the current type, kept outside the graph."""
+        dtype = self.dtype if dtype is None else dtype
+        # The same tensor may be needed in two types (an island in a float16 graph): the other one is marked.
+        stored = name if dtype == self.default else f"{name}.{TensorProto.DataType.Name(dtype).lower()}"
+        self.weights.add(stored, array.astype(NUMPY_TYPE[dtype]))
+        return self._external(stored, stored, array.shape)
+
+    def view(self, name: str, stored: str, shape: Sequence[int]) -> str:
+        """Another shape of a weight stored already, as an initializer called ``name``; the bytes are shared."""
+        return self._external(name, stored, shape)
+
+    def _external(self, name: str, stored: str, shape: Sequence[int]) -> str:
+        if name not in self.initializers:
+            self.initializers[name] = self.weights.tensor(name, stored, shape)
+            self.types[name] = self.initializers[name].data_type
+        return name
+
+    def integers(self, *values: int) -> str:
+        """A shape, axes or index list as an int64 initializer inside the graph; equal lists are one initializer."""
+        return self.constant(np.array(values, np.int64), f"int64:{','.join(map(str, values))}")
+
+    def constant(self, array: np.ndarray, name: str) -> str:
+        """A small constant inside the graph, under a name that says its value."""
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(array, name)
+            self.types[name] = self.initializers[name].data_type
+        return name
+
+    def scalar(self, value: float) -> str:
+        """A float constant in the current type."""
+        kind = TensorProto.DataType.Name(self.dtype).lower()
+        return self.constant(np.array(value, NUMPY_TYPE[self.dtype]), f"{kind}:{value!r}")
+
+    def model(self, name: str, functions: Sequence[onnx.FunctionProto] = ()) -> onnx.ModelProto:
+        """The finished model: opset, producer, and the bodies of the custom operators it uses."""
+        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.initializers.values()))
+        opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(f.domain, 1) for f in functions)]
+        return helper.make_model(
+            graph,
+            opset_imports=opsets,
+            functions=functions,
+            ir_version=IR_VERSION,
+            producer_name="mgvq-export",
+            producer_version=mgvq_export.__version__,
+        )

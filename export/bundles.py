@@ -1,0 +1,122 @@
+"""From a checkpoint to a bundle on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+import mgvq_export
+from mgvq_export.bundle import FORMAT, MANIFEST, VERSION, Bundle, file_entry, graph_name, manifest_bytes, weights_name
+from mgvq_export.errors import InputError
+from mgvq_export.export.builder import OPSET, WeightStore
+from mgvq_export.export.graphs import PRECISIONS, build_graph, parts
+from mgvq_export.export.halo import trunk_reach
+from mgvq_export.files import PathLike, atomic_folder
+from mgvq_export.model.checkpoint import Checkpoint
+from mgvq_export.model.network import MGVQ
+from mgvq_export.spec import Part
+
+TRUNKS = (
+    Part.ENCODER_TRUNK,
+    Part.ENCODER_TRUNK_FINE,
+    Part.ENCODER_TRUNK_COARSE,
+    Part.DECODER_TRUNK,
+    Part.DECODER_TRUNK_COARSE,
+    Part.DECODER_TRUNK_FINE,
+)
+
+Progress = Callable[[str], None]
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    path: PathLike,
+    *,
+    precisions: Sequence[str] = ("fp32",),
+    replace: bool = False,
+    progress: Progress = lambda step: None,
+) -> Bundle:
+    """Write the bundle of ``checkpoint`` to the folder ``path``, whole or not at all.
+
+    Build every graph of every precision, check it, measure the reach of the trunks, write; the manifest comes last.
+
+    Args:
+        precisions: ``fp32``, ``fp16``, or both; equal ones are written once.
+        replace: replace an existing bundle; any other non-empty folder is refused all the same.
+        progress: called with the name of each graph before it is built.
+
+    Raises:
+        InputError: an unknown precision, or a folder that cannot be written.
+    """
+    unknown = [precision for precision in precisions if precision not in PRECISIONS]
+    if unknown or not precisions:
+        raise InputError(f"no precision {', '.join(unknown) or '(none given)'}; choose {', '.join(PRECISIONS)}")
+    replace = replace and (Path(path) / MANIFEST).is_file()
+    network = checkpoint.network()
+    with atomic_folder(path, replace=replace) as folder:
+        entries = {precision: _write_precision(network, precision, folder, progress) for precision in dict.fromkeys(precisions)}
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "spec": checkpoint.spec.to_dict(),
+            "source": {"name": checkpoint.source, "sha256": checkpoint.sha256, "revision": checkpoint.revision},
+            "codebook_sha256": codebook_sha256(network),
+            "reach": _reach(network, folder / graph_name(next(iter(entries)), Part.ENCODER)),
+            "precisions": entries,
+            "engines": [],
+            "tools": {"mgvq-export": mgvq_export.__version__} | {name: _version(name) for name in ("torch", "onnx", "numpy")},
+        }
+        (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
+    return Bundle.open(path)
+
+
+def codebook_sha256(network: MGVQ) -> str:
+    """Hash of the trained codebook rows, float32 little-endian, before they are made unit vectors.
+
+    The stored rows are hashed, not the unit rows, because the last bit of a division may differ between machines.
+    """
+    rows = network.quantize.embedding.weight.detach().float().numpy()
+    return hashlib.sha256(np.ascontiguousarray(rows, "<f4").tobytes()).hexdigest()
+
+
+def _write_precision(network: MGVQ, precision: str, folder: Path, progress: Progress) -> dict[str, Any]:
+    (folder / precision).mkdir()
+    weights = WeightStore()
+    models = {}
+    for part in parts(network.spec):
+        progress(f"{precision}/{part}")
+        models[part] = build_graph(network, part, precision, weights)
+    weights.write(folder / weights_name(precision))
+    graphs = {}
+    for part, model in models.items():
+        name = graph_name(precision, part)
+        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
+        # With the path, the checker also looks for the external weights; full_check runs strict shape inference.
+        onnx.checker.check_model(str(folder / name), full_check=True)
+        graphs[str(part)] = {
+            **file_entry(folder, name),
+            "inputs": [_value(value) for value in model.graph.input],
+            "outputs": [_value(value) for value in model.graph.output],
+        }
+    return {"opset": OPSET, "weights": file_entry(folder, weights_name(precision)), "graphs": graphs}
+
+
+def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    """Name, dtype and shape of a graph's input or output; dynamic dimensions by name."""
+    tensor = value.type.tensor_type
+    shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+    return {"name": value.name, "dtype": helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, "shape": shape}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,263 @@
+"""Checkpoints: find, download, read safely, check by name and shape.
+
+Nothing in a checkpoint is ever executed: ``.pt`` files are read with ``torch.load(weights_only=True)`` and one extra
+allowed class, :class:`argparse.Namespace` (training arguments; a plain attribute holder), ``.safetensors`` hold no code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgvq_export.errors import CheckpointError
+from mgvq_export.files import sha256_file
+from mgvq_export.model.demo import DEMO_WEIGHTS
+from mgvq_export.model.network import MGVQ
+from mgvq_export.spec import VARIANTS, ModelSpec, variant
+
+HUB_REPOSITORY = "mkjia/MGVQ"
+SPEC_KEY = "mgvq_spec"  # safetensors metadata: the ModelSpec as JSON
+
+# Training statistics: unused at inference, so their absence is no fault.
+_STATISTICS = re.compile(r"quantize\.(codebook_used|embed_prob)|.*\.num_batches_tracked")
+_LISTED = 8  # names given in full per kind of mismatch
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Trained weights and where they came from.
+
+    Attributes:
+        spec: the network they belong to.
+        tensors: name -> tensor, floating tensors as stored (float32, float16 or bfloat16).
+        source: what the user named; ``path``: the file read; ``sha256``: of that file; ``revision``: hub commit, if any.
+    """
+
+    spec: ModelSpec
+    tensors: Mapping[str, Tensor]
+    source: str
+    path: Path
+    sha256: str
+    revision: str | None = None
+
+    def network(self, dtype: torch.dtype = torch.float32) -> MGVQ:
+        """The network with these weights in ``dtype`` (float32 or float16), in evaluation mode, without gradients."""
+        with torch.device("meta"):
+            network = MGVQ(self.spec)
+        network.to_empty(device="cpu")
+        network.load_state_dict({**_statistics(network), **self.tensors}, strict=True)
+        return network.to(dtype).requires_grad_(False)
+
+
+def load_checkpoint(source: str | Path, model: str | ModelSpec | None = None) -> Checkpoint:
+    """The checkpoint that ``source`` names, checked tensor by tensor against its network.
+
+    Args:
+        source: a file (``.safetensors``, or a ``torch.save`` dictionary with the weights at top level or under
+            ``model`` or ``state_dict``); a released variant's name, downloaded from the hub; ``hf://owner/repo/file@revision``;
+            or ``demo``, the packaged model.
+        model: the network the weights belong to: a spec, a variant's name, or a JSON or YAML file with a spec. When None: from the
+            variant named as ``source``, else from the file's metadata, else from the tensors' shapes.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or unsafe, or tensors are missing, unexpected, mis-shaped or not finite.
+        SpecError: ``model`` names no known network.
+    """
+    name = str(source)
+    path, revision = _locate(name)
+    metadata, tensors = _read(path)
+    if model is None and name in VARIANTS:
+        model = name
+    if model is None and SPEC_KEY in metadata:
+        try:
+            model = ModelSpec.from_dict(json.loads(metadata[SPEC_KEY]))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: metadata {SPEC_KEY} is no valid JSON: {error}") from error
+    spec = infer_spec(tensors, path) if model is None else _resolve(model)
+    _check(tensors, spec, path)
+    return Checkpoint(spec, tensors, name, path, sha256_file(path), revision)
+
+
+def _resolve(model: str | ModelSpec) -> ModelSpec:
+    if isinstance(model, ModelSpec):
+        return model
+    if Path(model).suffix.lower() in (".json", ".yaml", ".yml"):
+        return ModelSpec.from_file(model)
+    return variant(model)
+
+
+def _locate(source: str) -> tuple[Path, str | None]:
+    """The local file behind ``source``, and the hub revision it was downloaded from."""
+    if source == "demo":
+        return DEMO_WEIGHTS, None
+    if source.startswith("hf://"):
+        match = re.fullmatch(r"hf://([^/@]+/[^/@]+)/([^@]+)(?:@(.+))?", source)
+        if not match:
+            raise CheckpointError(f"cannot read {source!r} as a hub address; wanted hf://owner/repo/file@revision")
+        return _download(match[1], match[2], match[3])
+    path = Path(source)
+    if path.is_file():
+        return path, None
+    if source in VARIANTS:
+        return _download(HUB_REPOSITORY, f"{source.replace('-', '_')}.pt", None)
+    if path.is_dir():
+        raise CheckpointError(f"{source} is a folder; wanted a checkpoint file (.pt or .safetensors)")
+    raise CheckpointError(
+        f"no checkpoint {source!r}: no such file, and no known model; give a file, hf://owner/repo/file@revision, demo, or one of {', '.join(VARIANTS)}"
+    )
+
+
+def _download(repository: str, filename: str, revision: str | None) -> tuple[Path, str | None]:
+    """Download through the hub's cache, with its progress bar. Returns the file and the commit it belongs to."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError:
+        raise CheckpointError("downloading needs huggingface_hub: pip install 'mgvq-export[export]'") from None
+    try:
+        path = Path(hf_hub_download(repository, filename, revision=revision))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"cannot download {filename} from {repository}{f' at {revision}' if revision else ''}: {reason}; "
+            "check the name and the network, or download the file by hand and give its path"
+        ) from error
+    commit = path.parts[path.parts.index("snapshots") + 1] if "snapshots" in path.parts else None
+    return path, commit
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a checkpoint file."""
+    if path.suffix.lower() == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        unsafe = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:?) ?(?:GLOBAL )?([\w.]+)", str(error))
+        if unsafe:
+            raise CheckpointError(
+                f"{path} is refused: it asks to run {unsafe[1]}, and only tensors are loaded; if you trust it, save its weights alone with torch.save"
+            ) from error
+        raise CheckpointError(f"{path} is no readable PyTorch checkpoint: {_first_line(error)}; get the file again") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise CheckpointError(f"{path} is no readable PyTorch checkpoint: {_first_line(error)}; get the file again") from error
+    return {}, _weights(content, path)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no readable safetensors file: {_first_line(error)}; get the file again") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _weights(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside a ``torch.save`` file: under ``model`` or ``state_dict``, or the file itself."""
+    if isinstance(content, Mapping):
+        for key in ("model", "state_dict"):
+            if isinstance(content.get(key), Mapping):
+                content = content[key]
+                break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        found = ", ".join(map(str, list(content)[:_LISTED])) if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(f"{path} holds no weights: wanted tensors by name, at top level or under 'model' or 'state_dict'; found {found or 'nothing'}")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}  # DistributedDataParallel's prefix
+
+
+def infer_spec(tensors: Mapping[str, Tensor], path: Path) -> ModelSpec:
+    """The network whose tensors these are, read off their names and shapes.
+
+    Two released variants can share all shapes (``mgvq-f16c32-g4`` and its ``-mix``); then the file's name decides. A network that is no
+    released variant is named after the file. Raises :class:`CheckpointError` when the tensors are not those of an MGVQ.
+    """
+    try:
+        stages = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"encoder\.stages\.(\d+)\.", name)))
+        widths, blocks = [], []
+        depths: dict[str, list[int]] = {"encoder": [], "decoder": []}
+        for stage in range(stages):
+            for side in depths:
+                prefix = f"{side}.stages.{stage}.op_list."
+                kinds = {int(name[len(prefix) :].split(".")[0]): name for name in tensors if name.startswith(prefix)}
+                resamples = any(f"{prefix}{index}.main.conv.conv.weight" in tensors for index in kinds)
+                depths[side].append(len(kinds) - resamples)
+            prefix = f"encoder.stages.{stage}.op_list.0."
+            attention = f"{prefix}context_module.main.proj.conv.weight"
+            convolution = f"{prefix}main.conv1.conv.weight"
+            blocks.append("evit" if attention in tensors else "res")
+            first = tensors.get(attention, tensors.get(convolution))
+            # An empty stage 0 has no tensors; its width is no part of the network: the released variants say half of stage 1's.
+            widths.append(0 if first is None else first.shape[0])
+        if widths[0] == 0:
+            widths[0] = max(1, widths[1] // 2)
+        latent_channels, group_dim = tensors["quant_conv.weight"].shape[:2]
+        codebook_size = tensors["quantize.embedding.weight"].shape[0]
+    except (KeyError, ValueError, IndexError, AttributeError):
+        raise CheckpointError(f"{path} holds no MGVQ tokenizer: its tensors are {', '.join(list(tensors)[:3])}, ...") from None
+    found = ModelSpec(
+        name=path.stem,
+        widths=tuple(widths),
+        encoder_depths=tuple(depths["encoder"]),
+        decoder_depths=tuple(depths["decoder"]),
+        blocks=tuple(blocks),
+        groups=latent_channels // group_dim,
+        codebook_size=codebook_size,
+        latent_channels=latent_channels,
+    )
+    same = [spec for spec in VARIANTS.values() if {**spec.to_dict(), "name": ""} == {**found.to_dict(), "name": ""}]
+    if not same:
+        return found
+    mixed = "mix" in path.stem.lower()
+    return next((spec for spec in same if spec.name.endswith("-mix") == mixed), same[0])
+
+
+def _statistics(network: MGVQ) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(value, device="cpu") for name, value in network.state_dict().items() if _STATISTICS.fullmatch(name)}
+
+
+def _check(tensors: dict[str, Tensor], spec: ModelSpec, path: Path) -> None:
+    """Compare names, shapes, dtypes and finiteness with ``spec``; drop mis-shaped training statistics."""
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in MGVQ(spec).state_dict().items()}
+    for name in [name for name in tensors if _STATISTICS.fullmatch(name)]:
+        if tuple(tensors[name].shape) != wanted.get(name):
+            del tensors[name]
+    missing = [f"{name} {list(shape)}" for name, shape in wanted.items() if name not in tensors and not _STATISTICS.fullmatch(name)]
+    extra = [f"{name} {list(tensor.shape)}" for name, tensor in tensors.items() if name not in wanted]
+    shapes = [
+        f"{name} {list(tensors[name].shape)} for {list(shape)}"
+        for name, shape in wanted.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    if missing or extra or shapes:
+        listed = [_listing(kind, names) for kind, names in (("missing", missing), ("unexpected", extra), ("wrong shape", shapes)) if names]
+        raise CheckpointError(f"{path} does not fit {spec.name}: {'; '.join(listed)}; name the right model with --variant")
+    for name, tensor in tensors.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}; wanted floating point weights")
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged or its training diverged")
+
+
+def _listing(kind: str, names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{len(names)} {kind} ({', '.join(names[:_LISTED])}{more})"
