@@ -1,0 +1,47 @@
+"""The fused CPU kernel as a custom operator of ONNX Runtime, through onnxruntime-extensions' Python operators."""
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from mgvq_export.errors import BackendError
+from mgvq_export.ops.contract import DOMAIN, OP_NAME
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_lock = threading.Lock()
+_operators: list[Any] = []  # what onnxruntime-extensions knows of us; its table is one per process, and a name may enter once
+
+
+def _library_path() -> str:
+    """Declare the operator once per process; the path of the library that ONNX Runtime then finds it in."""
+    try:
+        import onnxruntime_extensions as extensions
+        from onnxruntime_extensions import PyCustomOpDef
+
+        from mgvq_export.ops.cpu_kernel import grouped_argmin
+    except ImportError as error:
+        raise BackendError(
+            f"the fused {OP_NAME} kernel did not load ({error}); run: pip install onnxruntime-extensions numba. "
+            "Without it the graph still runs, several times slower, on its own function body"
+        ) from error
+    with _lock:
+        if not _operators:
+            for latent in (PyCustomOpDef.dt_float, PyCustomOpDef.dt_float16):
+                _operators.append(
+                    extensions.onnx_op(
+                        op_type=f"{DOMAIN}::{OP_NAME}",
+                        inputs=[latent, PyCustomOpDef.dt_float],
+                        outputs=[PyCustomOpDef.dt_int32],
+                    )(grouped_argmin)
+                )
+    return extensions.get_library_path()
+
+
+def register_ort_kernels(session_options: "onnxruntime.SessionOptions") -> None:
+    """Make sessions created with ``session_options`` run ``mgvq::GroupedArgmin`` with the fused kernel (on the CPU).
+
+    Call it before creating the session, once per options object; repeated calls and any number of sessions, from any thread, are fine.
+    Raises :class:`BackendError` when onnxruntime-extensions or numba is missing.
+    """
+    session_options.register_custom_ops_library(_library_path())
