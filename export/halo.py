@@ -21,18 +21,50 @@ from mgvq_export.spec import Reach
 Extent = tuple[str, Fraction]
 Layout = tuple[Extent, ...]
 Interval = tuple[int, int]  # first and last index needed along an axis
+Needs = dict[str, Callable[[Interval], Interval]]
 
 NUMBER = ""
 SPATIAL = ("height", "width")
 
 #: Operators that compute every element from the elements at the same place in their inputs.
-ELEMENTWISE = frozenset(
-    "Abs Add BatchNormalization Cast Ceil Clip DequantizeLinear Div Elu Equal Erf Exp Floor Gelu Greater HardSigmoid HardSwish Identity "
-    "LeakyRelu Less Log Max Mean Min Mish Mul Neg Not PRelu Pow QuantizeLinear Reciprocal Relu Round Sigmoid Sign Softplus Sqrt "
-    "Sub Sum Tanh Where".split()
-)
-REDUCTIONS = frozenset("ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare".split())
-NORMALIZATIONS = frozenset("Hardmax LayerNormalization LogSoftmax LpNormalization RMSNormalization Softmax".split())
+ELEMENTWISE = {
+    "Abs",
+    "Add",
+    "Cast",
+    "Clip",
+    "Div",
+    "Erf",
+    "Exp",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "LeakyRelu",
+    "Log",
+    "Max",
+    "Min",
+}
+ELEMENTWISE |= {
+    "Mish",
+    "Mul",
+    "Neg",
+    "PRelu",
+    "Pow",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Sigmoid",
+    "Sign",
+    "Softplus",
+    "Sqrt",
+    "Sub",
+    "Sum",
+    "Tanh",
+}
+PER_CHANNEL = {"BatchNormalization", "DequantizeLinear", "QuantizeLinear"}
+REDUCTIONS = {"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare"}
+NORMALIZATIONS = {"LayerNormalization", "LogSoftmax", "LpNormalization", "RMSNormalization", "Softmax"}
+ALONG_CHANNELS = {"Concat", "Gather", "Slice", "Split", "Tile"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +73,7 @@ class _Step:
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    needs: dict[str, Callable[[Interval], Interval]]
+    needs: Needs
 
 
 def reach(model: onnx.ModelProto) -> Reach:
@@ -124,52 +156,67 @@ class _Forward:
         self.layouts.update(zip(node.output, layouts, strict=False))
         self.steps.append(_Step(data, tuple(node.output), needs))
 
-    def _rule(self, node: onnx.NodeProto, data: tuple[str, ...]) -> tuple[list[Layout], dict]:
+    def _rule(self, node: onnx.NodeProto, data: tuple[str, ...]) -> tuple[list[Layout], Needs]:
         """Layouts of the outputs and needs per axis."""
         op, layout = node.op_type, self.layouts[data[0]]
-        same = dict.fromkeys(SPATIAL, _identity)
+        layouts: list[Layout]
+        needs: Needs = dict.fromkeys(SPATIAL, _identity)
         if op in ELEMENTWISE:
-            return [self._broadcast(node)], same
-        if op in ("Conv", "AveragePool", "MaxPool"):
-            return self._sliding(node, layout)
-        if op in REDUCTIONS:
+            layouts = [self._broadcast(node)]
+        elif op in PER_CHANNEL:
+            layouts = [layout]
+        elif op in REDUCTIONS or op in NORMALIZATIONS:
+            layouts = [self._reduced(node, layout)] * len(node.output)
+        elif op in ALONG_CHANNELS:
+            layouts = self._along_channels(node, data)
+        elif op in ("Transpose", "Squeeze", "Unsqueeze"):
+            layouts = [self._moved(node, layout)]
+        elif op in ("Conv", "AveragePool", "MaxPool"):
+            layouts, needs = self._sliding(node, layout)
+        elif op == "Reshape":
+            layouts, needs = self._reshape(node, layout)
+        elif op in ("DepthToSpace", "SpaceToDepth"):
+            layouts, needs = self._depth_and_space(node, layout)
+        else:
+            raise _not_local(node, "is not an operator whose reach is known here")
+        return layouts, needs
+
+    def _reduced(self, node: onnx.NodeProto, layout: Layout) -> Layout:
+        if node.op_type in REDUCTIONS:
             axes = self._axes(node, layout, default=range(len(layout)))
             self._refuse_spatial(node, layout, axes, "sums over")
             keep = _attribute(node, "keepdims", 1)
-            return [tuple(_number(1) if i in axes else e for i, e in enumerate(layout) if keep or i not in axes)], same
-        if op in NORMALIZATIONS:
-            first = _attribute(node, "axis", -1) % len(layout)
-            axes = range(first, len(layout)) if op in ("LayerNormalization", "RMSNormalization") else (first,)
-            self._refuse_spatial(node, layout, axes, "normalises over")
-            return [layout] * len(node.output), same
-        if op in ("Concat", "Split", "Slice", "Gather", "Expand", "Tile"):
-            return self._along_channels(node, data), same
-        if op == "Transpose":
-            return [tuple(layout[i] for i in _attribute(node, "perm", tuple(reversed(range(len(layout))))))], same
-        if op == "Squeeze":
-            axes = self._axes(node, layout, default=[i for i, e in enumerate(layout) if e == _number(1)])
-            return [tuple(e for i, e in enumerate(layout) if i not in axes)], same
-        if op == "Unsqueeze":
-            extents = list(layout)
-            for axis in sorted(self._axes(node, (*layout, *[_number(1)] * len(self._integers(node, 1))), default=())):
-                extents.insert(axis, _number(1))
-            return [tuple(extents)], same
-        if op == "Reshape":
-            return self._reshape(node, layout)
-        if op in ("DepthToSpace", "SpaceToDepth"):
-            block = _attribute(node, "blocksize", 1)
-            factor = Fraction(block) if op == "DepthToSpace" else Fraction(1, block)
-            rule = _regroup(1, block) if op == "DepthToSpace" else _regroup(block, 1)
-            batch, (channels, count), (_, height), (_, width) = layout
-            extents = batch, (channels, count / factor**2), ("height", height * factor), ("width", width * factor)
-            return [extents], dict.fromkeys(SPATIAL, rule)
-        raise _not_local(node, "is not an operator whose reach is known here")
+            return tuple(_number(1) if i in axes else e for i, e in enumerate(layout) if keep or i not in axes)
+        first = _attribute(node, "axis", -1) % len(layout)
+        to_the_end = node.op_type in ("LayerNormalization", "RMSNormalization")
+        self._refuse_spatial(node, layout, range(first, len(layout)) if to_the_end else (first,), "normalises over")
+        return layout
+
+    def _moved(self, node: onnx.NodeProto, layout: Layout) -> Layout:
+        if node.op_type == "Transpose":
+            return tuple(layout[i] for i in _attribute(node, "perm", tuple(reversed(range(len(layout))))))
+        if node.op_type == "Squeeze":
+            axes = self._axes(node, layout, default=[i for i, extent in enumerate(layout) if extent == _number(1)])
+            return tuple(extent for i, extent in enumerate(layout) if i not in axes)
+        added = [_number(1)] * len(self._integers(node, 1))
+        extents = list(layout)
+        for axis in sorted(self._axes(node, (*layout, *added), default=())):
+            extents.insert(axis, _number(1))
+        return tuple(extents)
+
+    @staticmethod
+    def _depth_and_space(node: onnx.NodeProto, layout: Layout) -> tuple[list[Layout], Needs]:
+        block = _attribute(node, "blocksize", 1)
+        grows = node.op_type == "DepthToSpace"
+        factor = Fraction(block) if grows else Fraction(1, block)
+        batch, (channels, count), (_, height), (_, width) = layout
+        result = (batch, (channels, count / factor**2), ("height", height * factor), ("width", width * factor))
+        # Height [h, 1] seen as [h / block, block], or the other way round.
+        return [result], dict.fromkeys(SPATIAL, _regroup(block, 1) if grows else _regroup(1, block))
 
     def _broadcast(self, node: onnx.NodeProto) -> Layout:
         one = _number(1)
         shapes = [self.layouts[n] if n in self.layouts else tuple(map(_number, self.constants[n])) for n in node.input if n]
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "BatchNormalization"):
-            return shapes[0]  # the other inputs are per channel, not broadcast
         rank = max(map(len, shapes))
         result = []
         for extents in zip(*((*[one] * (rank - len(shape)), *shape) for shape in shapes), strict=True):
@@ -179,7 +226,7 @@ class _Forward:
             result.append(wide.pop() if wide else one)
         return tuple(result)
 
-    def _sliding(self, node: onnx.NodeProto, layout: Layout) -> tuple[list[Layout], dict]:
+    def _sliding(self, node: onnx.NodeProto, layout: Layout) -> tuple[list[Layout], Needs]:
         if [name for name, _ in layout[2:]] != list(SPATIAL):
             raise _not_local(node, "does not slide over height and width")
         if _attribute(node, "auto_pad", b"NOTSET") != b"NOTSET":
@@ -204,23 +251,17 @@ class _Forward:
     def _along_channels(self, node: onnx.NodeProto, data: tuple[str, ...]) -> list[Layout]:
         layout, op = self.layouts[data[0]], node.op_type
         result = list(layout)
-        if op in ("Expand", "Tile"):
+        if op == "Tile":
             counts = self._integers(node, 1)
-            if len(counts) > len(layout):
-                raise _not_local(node, "adds axes; wanted Unsqueeze before it")
-            counts = (1,) * (len(layout) - len(counts)) + counts
-            axes = [i for i, count in enumerate(counts) if count != 1]
-            self._refuse_spatial(node, layout, axes, "repeats")
-            return [tuple((n, f * c) if op == "Tile" or f == 1 else (n, f) for (n, f), c in zip(layout, counts, strict=True))]
+            self._refuse_spatial(node, layout, [i for i, count in enumerate(counts) if count != 1], "repeats")
+            return [tuple((name, factor * count) for (name, factor), count in zip(layout, counts, strict=True))]
         if op == "Slice":
-            axes = self._integers(node, 3) if len(node.input) > 3 else tuple(range(len(layout)))
+            axes = self._integers(node, 3) if len(node.input) > 3 else ()
+            if len(axes) != 1 or (len(node.input) > 4 and self._integers(node, 4) != (1,)):
+                raise _not_local(node, "cuts several axes or in steps; wanted one axis and step 1")
             self._refuse_spatial(node, layout, axes, "cuts")
-            raise_if = len(axes) != 1 or (len(node.input) > 4 and self._integers(node, 4) != (1,))
-            (start,), (stop,) = self._integers(node, 1)[:1], self._integers(node, 2)[:1]
-            size = int(layout[axes[0]][1])
-            if raise_if:
-                raise _not_local(node, "cuts several axes or steps; wanted one axis and step 1")
-            result[axes[0]] = _number(len(range(*slice(start, stop).indices(size))))
+            (start,), (stop,) = self._integers(node, 1), self._integers(node, 2)
+            result[axes[0]] = _number(len(range(int(layout[axes[0]][1]))[start:stop]))
             return [tuple(result)]
         axis = _attribute(node, "axis", 0) % len(layout)
         self._refuse_spatial(node, layout, (axis,), "joins or cuts")
@@ -239,7 +280,7 @@ class _Forward:
         sizes = self._integers(node, 1) if len(node.input) > 1 and node.input[1] else (int(layout[axis][1]) // count,) * count
         return [(*layout[:axis], _number(size), *layout[axis + 1 :]) for size in sizes]
 
-    def _reshape(self, node: onnx.NodeProto, layout: Layout) -> tuple[list[Layout], dict]:
+    def _reshape(self, node: onnx.NodeProto, layout: Layout) -> tuple[list[Layout], Needs]:
         codes = self._integers(node, 1)
         if _attribute(node, "allowzero", 0):
             raise _not_local(node, "uses allowzero")
@@ -251,16 +292,18 @@ class _Forward:
             if name not in rest:
                 raise _not_local(node, "copies an axis twice")
             rest.remove(name)
-        if len(rest) > 1 or (rest and None not in target):
+        if None not in target and (rest or count != size):
+            raise _not_local(node, "does not keep the number of elements")
+        if len(rest) > 1:
             raise _not_local(node, f"merges {' and '.join(rest)} into one axis")
         missing = (rest[0] if rest else NUMBER, count / size)
         result = tuple(extent or missing for extent in target)
-        needs: dict[str, Callable[[Interval], Interval]] = dict.fromkeys(SPATIAL, _identity)
+        needs: Needs = dict.fromkeys(SPATIAL, _identity)
         for before, after in _groups(layout, result):
             needs |= self._regrouped(node, before, after)
         return [result], needs
 
-    def _regrouped(self, node: onnx.NodeProto, before: Layout, after: Layout) -> dict[str, Callable[[Interval], Interval]]:
+    def _regrouped(self, node: onnx.NodeProto, before: Layout, after: Layout) -> Needs:
         names = [name for name, _ in before if name]
         if not set(names) & set(SPATIAL) or before == after:
             return {}
@@ -312,6 +355,8 @@ def _groups(before: Layout, after: Layout) -> list[tuple[Layout, Layout]]:
             left, right = _product(before[start[0] : end[0]]), _product(after[start[1] : end[1]])
             if left == right:
                 break
+            if end == (len(before), len(after)):
+                return [(before, after)]  # axes in another order: one group of everything
             # Take the axis a side lacks: a name the other has, else the smaller product grows.
             grow_left = end[0] < len(before) and (end[1] == len(after) or (len(left[0]), left[1]) < (len(right[0]), right[1]))
             end = (end[0] + 1, end[1]) if grow_left else (end[0], end[1] + 1)
