@@ -63,8 +63,9 @@ class WeightStore:
 class GraphBuilder:
     """One ONNX graph under construction.
 
-    A node's name is the name of the PyTorch module it stands for, and its (first) output carries the same name, so a value in a
-    profile or a comparison leads straight to the layer. Every value has a float type; :meth:`node` casts what does not match the
+    A node's name is the name of the PyTorch module it stands for, then, where a layer takes several nodes, a slash and the step
+    (``encoder.stages.3.op_list.0.main.conv2.norm/scale``). Its (first) output carries the same name, so a value in a profile or a
+    comparison leads straight to the layer. Every value has a float type; :meth:`node` casts what does not match the
     type the node runs in, and :meth:`float32` opens an island that stays float32 in a float16 graph.
     """
 
@@ -131,7 +132,9 @@ class GraphBuilder:
         self.types[name] = dtype
         return name
 
-    def _append(self, op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, attributes: dict, domain: str = "") -> None:
+    def _append(
+        self, op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, attributes: dict, domain: str = ""
+    ) -> None:
         if name in self._names:
             raise ValueError(f"two nodes are called {name}")
         self._names.add(name)

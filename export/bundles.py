@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +18,7 @@ from mgvq_export.bundle import FORMAT, MANIFEST, VERSION, Bundle, file_entry, gr
 from mgvq_export.errors import InputError
 from mgvq_export.export.builder import OPSET, WeightStore
 from mgvq_export.export.graphs import PRECISIONS, build_graph, parts
-from mgvq_export.export.halo import trunk_reach
+from mgvq_export.export.halo import reach
 from mgvq_export.files import PathLike, atomic_folder
 from mgvq_export.model.checkpoint import Checkpoint
 from mgvq_export.model.network import MGVQ
@@ -68,13 +69,23 @@ def export_bundle(
             "spec": checkpoint.spec.to_dict(),
             "source": {"name": checkpoint.source, "sha256": checkpoint.sha256, "revision": checkpoint.revision},
             "codebook_sha256": codebook_sha256(network),
-            "reach": _reach(network, folder / graph_name(next(iter(entries)), Part.ENCODER)),
+            "reach": _reaches(folder, next(iter(entries)), parts(checkpoint.spec)),
             "precisions": entries,
             "engines": [],
             "tools": {"mgvq-export": mgvq_export.__version__} | {name: _version(name) for name in ("torch", "onnx", "numpy")},
         }
         (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
     return Bundle.open(path)
+
+
+def _reaches(folder: Path, precision: str, present: Sequence[Part]) -> dict[str, dict[str, int]]:
+    """Strides and receptive field of every trunk, read off the graphs just written."""
+    found = {}
+    for part in TRUNKS:
+        if part in present:
+            model = onnx.load(folder / graph_name(precision, part), load_external_data=False)
+            found[str(part)] = dataclasses.asdict(reach(model))
+    return found
 
 
 def codebook_sha256(network: MGVQ) -> str:

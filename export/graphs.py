@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from torch import nn
 
 from mgvq_export.export.builder import FLOAT, FLOAT16, INT32, INT64, GraphBuilder, WeightStore
 from mgvq_export.export.lowering import array, lower
@@ -72,7 +71,7 @@ def build_graph(network: MGVQ, part: Part, precision: str, weights: WeightStore)
 
 
 def _layers(graph: GraphBuilder, network: MGVQ, part: Part) -> None:
-    names: dict[nn.Module, str] = {module: f"/{name.replace('.op_list', '/op_list')}" for name, module in network.named_modules()}
+    names = {module: name for name, module in network.named_modules()}
     shapes = value_shapes(network.spec)
     source, target = VALUES[part]
     x = graph.input(source, graph.default, shapes[source])
@@ -89,7 +88,7 @@ def _codebook(graph: GraphBuilder, network: MGVQ) -> str:
 def _quantizer(graph: GraphBuilder, network: MGVQ) -> None:
     shapes = value_shapes(network.spec)
     latent = graph.input("latent", graph.default, shapes["latent"])
-    codes = graph.raw_node(OP_NAME, latent, _codebook(graph, network), name="/quantize/argmin", dtype=INT32, domain=DOMAIN)
+    codes = graph.raw_node(OP_NAME, latent, _codebook(graph, network), name="quantize/argmin", dtype=INT32, domain=DOMAIN)
     quantized = _lookup(graph, network, codes, groups=None)
     graph.output("codes", codes, shapes["codes"])
     graph.output("quantized", quantized, shapes["quantized"])
@@ -104,7 +103,7 @@ def _dequantizer(graph: GraphBuilder, network: MGVQ) -> None:
 
 def _lookup(graph: GraphBuilder, network: MGVQ, codes: str, groups: str | None) -> str:
     """Codes [B, G, h, w] -> their rows [B, G*d, h, w]; rows of group ``groups`` and later are zero."""
-    spec, name = network.spec, "/quantize/lookup"
+    spec, name = network.spec, "quantize/lookup"
     stored = _codebook(graph, network)
     kind = graph.types[stored]
     rows = graph.view("quantize.rows", stored, (spec.codebook_size, spec.group_dim))

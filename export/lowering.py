@@ -35,10 +35,10 @@ def _(layer: layers.ConvLayer, graph: GraphBuilder, x: str, name: str) -> str:
     if isinstance(norm, nn.BatchNorm2d):
         weight, bias = fold_batch_norm(weight, bias, norm)
         norm = None
-    x = convolution(layer.conv, weight, bias, graph, x, f"{name}/conv")
+    x = convolution(layer.conv, weight, bias, graph, x, f"{name}.conv")
     if norm is not None:
-        x = lower(norm, graph, x, f"{name}/norm")
-    return x if layer.act is None else lower(layer.act, graph, x, f"{name}/act")
+        x = lower(norm, graph, x, f"{name}.norm")
+    return x if layer.act is None else lower(layer.act, graph, x, f"{name}.act")
 
 
 def fold_batch_norm(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -53,10 +53,9 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -
 
 def convolution(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, graph: GraphBuilder, x: str, name: str) -> str:
     """A Conv node with ``conv``'s geometry."""
-    path = name.strip("/").replace("/", ".")
-    inputs = [graph.weight(f"{path}.weight", array(weight))]
+    inputs = [graph.weight(f"{name}.weight", array(weight))]
     if bias is not None:
-        inputs.append(graph.weight(f"{path}.bias", array(bias)))
+        inputs.append(graph.weight(f"{name}.bias", array(bias)))
     pad_y, pad_x = conv.padding
     return graph.node(
         "Conv", x, *inputs, name=name, kernel_shape=conv.kernel_size, pads=[pad_y, pad_x, pad_y, pad_x], group=conv.groups
@@ -80,7 +79,6 @@ def _(layer: nn.SiLU, graph: GraphBuilder, x: str, name: str) -> str:
 
 @lower.register
 def _(layer: layers.RMSNorm2d, graph: GraphBuilder, x: str, name: str) -> str:
-    path = name.strip("/").replace("/", ".")
     channels = len(layer.weight)
     with graph.float32():
         total = graph.node("ReduceSumSquare", x, graph.integers(1), name=f"{name}/sum_square", keepdims=1)
@@ -88,8 +86,8 @@ def _(layer: layers.RMSNorm2d, graph: GraphBuilder, x: str, name: str) -> str:
         mean = graph.node("Add", mean, graph.scalar(layers.NORM_EPS), name=f"{name}/add_eps")
         root = graph.node("Reciprocal", graph.node("Sqrt", mean, name=f"{name}/rms"), name=f"{name}/inverse_rms")
         unit = graph.node("Mul", x, root, name=f"{name}/normalize")
-        weight = graph.weight(f"{path}.weight", array(layer.weight)[:, None, None])
-        bias = graph.weight(f"{path}.bias", array(layer.bias)[:, None, None])
+        weight = graph.weight(f"{name}.weight", array(layer.weight)[:, None, None])
+        bias = graph.weight(f"{name}.bias", array(layer.bias)[:, None, None])
         scaled = graph.node("Mul", unit, weight, name=f"{name}/scale")
         y = graph.node("Add", scaled, bias, name=name)
     return graph.cast(y, graph.dtype)
@@ -97,14 +95,14 @@ def _(layer: layers.RMSNorm2d, graph: GraphBuilder, x: str, name: str) -> str:
 
 @lower.register
 def _(layer: layers.ResBlock, graph: GraphBuilder, x: str, name: str) -> str:
-    y = lower(layer.main["conv1"], graph, x, f"{name}/main/conv1")
-    y = lower(layer.main["conv2"], graph, y, f"{name}/main/conv2")
+    y = lower(layer.main["conv1"], graph, x, f"{name}.main.conv1")
+    y = lower(layer.main["conv2"], graph, y, f"{name}.main.conv2")
     return graph.node("Add", x, y, name=name)
 
 
 @lower.register
 def _(layer: layers.LinearAttention, graph: GraphBuilder, x: str, name: str) -> str:
-    qkv = lower(layer.qkv, graph, x, f"{name}/qkv")
+    qkv = lower(layer.qkv, graph, x, f"{name}.qkv")
     with graph.float32():
         heads = graph.node("Reshape", qkv, graph.integers(0, layer.heads, 3 * HEAD_DIM, -1), name=f"{name}/heads")
         q, k, v = f"{name}/q", f"{name}/k", f"{name}/v"
@@ -124,38 +122,38 @@ def _(layer: layers.LinearAttention, graph: GraphBuilder, x: str, name: str) -> 
         size = graph.raw_node("Shape", x, name=f"{name}/size", dtype=INT64, start=2)
         shape = graph.raw_node("Concat", graph.integers(0, -1), size, name=f"{name}/shape", dtype=INT64, axis=0)
         out = graph.node("Reshape", out, shape, name=f"{name}/image")
-    return lower(layer.proj, graph, graph.cast(out, graph.dtype), f"{name}/proj")
+    return lower(layer.proj, graph, graph.cast(out, graph.dtype), f"{name}.proj")
 
 
 @lower.register
 def _(layer: layers.GatedConv, graph: GraphBuilder, x: str, name: str) -> str:
-    x = lower(layer.inverted_conv, graph, x, f"{name}/inverted_conv")
-    x = lower(layer.depth_conv, graph, x, f"{name}/depth_conv")
+    x = lower(layer.inverted_conv, graph, x, f"{name}.inverted_conv")
+    x = lower(layer.depth_conv, graph, x, f"{name}.depth_conv")
     a, b = f"{name}/value", f"{name}/gate"
     graph.node("Split", x, name=f"{name}/split", outputs=[a, b], axis=1, num_outputs=2)
-    x = graph.node("Mul", a, lower(layer.act, graph, b, f"{name}/act"), name=f"{name}/gated")
-    return lower(layer.point_conv, graph, x, f"{name}/point_conv")
+    x = graph.node("Mul", a, lower(layer.act, graph, b, f"{name}.act"), name=f"{name}/gated")
+    return lower(layer.point_conv, graph, x, f"{name}.point_conv")
 
 
 @lower.register
 def _(layer: layers.Shortcut, graph: GraphBuilder, x: str, name: str) -> str:
-    return graph.node("Add", x, lower(layer.main, graph, x, f"{name}/main"), name=name)
+    return graph.node("Add", x, lower(layer.main, graph, x, f"{name}.main"), name=name)
 
 
 @lower.register
 def _(layer: layers.EViTBlock, graph: GraphBuilder, x: str, name: str) -> str:
-    x = lower(layer.context_module, graph, x, f"{name}/context_module")
-    return lower(layer.local_module, graph, x, f"{name}/local_module")
+    x = lower(layer.context_module, graph, x, f"{name}.context_module")
+    return lower(layer.local_module, graph, x, f"{name}.local_module")
 
 
 @lower.register
 def _(layer: layers.ConvPixelUnshuffle, graph: GraphBuilder, x: str, name: str) -> str:
-    return pixel_unshuffle(graph, lower(layer.conv, graph, x, f"{name}/conv"), f"{name}/unshuffle")
+    return pixel_unshuffle(graph, lower(layer.conv, graph, x, f"{name}.conv"), f"{name}/unshuffle")
 
 
 @lower.register
 def _(layer: layers.ConvPixelShuffle, graph: GraphBuilder, x: str, name: str) -> str:
-    return pixel_shuffle(graph, lower(layer.conv, graph, x, f"{name}/conv"), f"{name}/shuffle")
+    return pixel_shuffle(graph, lower(layer.conv, graph, x, f"{name}.conv"), f"{name}/shuffle")
 
 
 def pixel_unshuffle(graph: GraphBuilder, x: str, name: str) -> str:
@@ -196,34 +194,36 @@ def repeat_channels(graph: GraphBuilder, x: str, channels: int, repeats: int, na
 
 @lower.register
 def _(layer: layers.DownBlock, graph: GraphBuilder, x: str, name: str) -> str:
-    y = lower(layer.main, graph, x, f"{name}/main")
+    y = lower(layer.main, graph, x, f"{name}.main")
     shortcut = mean_channels(graph, pixel_unshuffle(graph, x, f"{name}/shortcut/unshuffle"), layer.group_size, f"{name}/shortcut")
     return graph.node("Add", y, shortcut, name=name)
 
 
 @lower.register
 def _(layer: layers.UpBlock, graph: GraphBuilder, x: str, name: str) -> str:
-    y = lower(layer.main, graph, x, f"{name}/main")
+    y = lower(layer.main, graph, x, f"{name}.main")
     channels = layer.main.conv.conv.in_channels
-    shortcut = pixel_shuffle(graph, repeat_channels(graph, x, channels, layer.repeats, f"{name}/shortcut/repeat"), f"{name}/shortcut")
+    shortcut = pixel_shuffle(
+        graph, repeat_channels(graph, x, channels, layer.repeats, f"{name}/shortcut/repeat"), f"{name}/shortcut"
+    )
     return graph.node("Add", y, shortcut, name=name)
 
 
 @lower.register
 def _(layer: layers.Stage, graph: GraphBuilder, x: str, name: str) -> str:
     for index, block in enumerate(layer.op_list):
-        x = lower(block, graph, x, f"{name}/op_list.{index}")
+        x = lower(block, graph, x, f"{name}.op_list.{index}")
     return x
 
 
 @lower.register
 def _(layer: layers.ProjectToLatent, graph: GraphBuilder, x: str, name: str) -> str:
-    y = lower(layer.main, graph, x, f"{name}/main")
+    y = lower(layer.main, graph, x, f"{name}.main")
     return graph.node("Add", y, mean_channels(graph, x, layer.group_size, f"{name}/shortcut"), name=name)
 
 
 @lower.register
 def _(layer: layers.ProjectFromLatent, graph: GraphBuilder, x: str, name: str) -> str:
-    y = lower(layer.main, graph, x, f"{name}/main")
+    y = lower(layer.main, graph, x, f"{name}.main")
     channels = layer.main.conv.in_channels
     return graph.node("Add", y, repeat_channels(graph, x, channels, layer.repeats, f"{name}/shortcut"), name=name)

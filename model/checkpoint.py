@@ -21,12 +21,12 @@ from torch import Tensor
 
 from mgvq_export.errors import CheckpointError
 from mgvq_export.files import sha256_file
-from mgvq_export.model.demo import DEMO_WEIGHTS
+from mgvq_export.model.demo import DEMO_WEIGHTS, SPEC_KEY
 from mgvq_export.model.network import MGVQ
 from mgvq_export.spec import VARIANTS, ModelSpec, variant
 
 HUB_REPOSITORY = "mkjia/MGVQ"
-SPEC_KEY = "mgvq_spec"  # safetensors metadata: the ModelSpec as JSON
+
 
 # Training statistics: unused at inference, so their absence is no fault.
 _STATISTICS = re.compile(r"quantize\.(codebook_used|embed_prob)|.*\.num_batches_tracked")
@@ -178,7 +178,9 @@ def _weights(content: Any, path: Path) -> dict[str, Tensor]:
                 break
     if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         found = ", ".join(map(str, list(content)[:_LISTED])) if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(f"{path} holds no weights: wanted tensors by name, at top level or under 'model' or 'state_dict'; found {found or 'nothing'}")
+        raise CheckpointError(
+            f"{path} holds no weights: wanted tensors by name, at top level or under 'model' or 'state_dict'; found {found or 'nothing'}"
+        )
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}  # DistributedDataParallel's prefix
 
 
@@ -229,7 +231,9 @@ def infer_spec(tensors: Mapping[str, Tensor], path: Path) -> ModelSpec:
 
 
 def _statistics(network: MGVQ) -> dict[str, Tensor]:
-    return {name: torch.zeros_like(value, device="cpu") for name, value in network.state_dict().items() if _STATISTICS.fullmatch(name)}
+    return {
+        name: torch.zeros_like(value, device="cpu") for name, value in network.state_dict().items() if _STATISTICS.fullmatch(name)
+    }
 
 
 def _check(tensors: dict[str, Tensor], spec: ModelSpec, path: Path) -> None:
@@ -239,7 +243,9 @@ def _check(tensors: dict[str, Tensor], spec: ModelSpec, path: Path) -> None:
     for name in [name for name in tensors if _STATISTICS.fullmatch(name)]:
         if tuple(tensors[name].shape) != wanted.get(name):
             del tensors[name]
-    missing = [f"{name} {list(shape)}" for name, shape in wanted.items() if name not in tensors and not _STATISTICS.fullmatch(name)]
+    missing = [
+        f"{name} {list(shape)}" for name, shape in wanted.items() if name not in tensors and not _STATISTICS.fullmatch(name)
+    ]
     extra = [f"{name} {list(tensor.shape)}" for name, tensor in tensors.items() if name not in wanted]
     shapes = [
         f"{name} {list(tensors[name].shape)} for {list(shape)}"
@@ -247,7 +253,11 @@ def _check(tensors: dict[str, Tensor], spec: ModelSpec, path: Path) -> None:
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
     if missing or extra or shapes:
-        listed = [_listing(kind, names) for kind, names in (("missing", missing), ("unexpected", extra), ("wrong shape", shapes)) if names]
+        listed = [
+            _listing(kind, names)
+            for kind, names in (("missing", missing), ("unexpected", extra), ("wrong shape", shapes))
+            if names
+        ]
         raise CheckpointError(f"{path} does not fit {spec.name}: {'; '.join(listed)}; name the right model with --variant")
     for name, tensor in tensors.items():
         if name.endswith("num_batches_tracked"):
@@ -255,7 +265,9 @@ def _check(tensors: dict[str, Tensor], spec: ModelSpec, path: Path) -> None:
         if not tensor.is_floating_point():
             raise CheckpointError(f"{path}: {name} is {tensor.dtype}; wanted floating point weights")
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged or its training diverged")
+            raise CheckpointError(
+                f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged or its training diverged"
+            )
 
 
 def _listing(kind: str, names: list[str]) -> str:
