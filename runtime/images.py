@@ -35,15 +35,18 @@ WRITERS = {
     ".ppm": "PPM",
 }
 
-# MPO is what many phones write under the name .jpg. Formats that start other programs (EPS) stay out.
-_READERS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+# Formats that start other programs (EPS) stay out.
+_READERS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 
 # x -> (x / 255 - 0.5) * 2 in float32, step by step: the arithmetic the network was trained with, to the last bit.
 _FLOAT_OF_BYTE = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) * np.float32(2)
 
 _ROWS_AT_ONCE = 32  # rows converted at once: intermediate values stay in the processor's cache
 
-_open_lock = threading.Lock()
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
+
+_limit_lock = threading.Lock()
+_lifted: list[int | None] = []  # Pillow's own limit, then one entry per read under way
 
 
 def read_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -64,15 +67,15 @@ def read_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise unreadable(path, error) from error
     if not data:
         raise InputError(f"cannot read {path}: the file is empty")
-    with _pillow_errors(path), _open(data) as image:
+    with _pillow_errors(path), _pillow_limit_lifted():
+        image = _open(data)
         width, height = image.size
         if width < 1 or height < 1:
             raise InputError(f"cannot read {path}: the image is {height}x{width} pixels; wanted at least 1x1")
-        if width * height > max_pixels:
-            raise InputError(
-                f"cannot read {path}: {height}x{width} is {width * height / 1e6:.0f} megapixels, the limit is "
-                f"{max_pixels / 1e6:.0f}; raise it with --max-pixels {width * height} if you trust the file"
-            )
+        _check_pixels(path, height, width, max_pixels)
+        tags = getattr(image, "tag_v2", {})  # a TIFF tile may be larger than its image
+        _check_pixels(path, tags.get(_TILE_LENGTH, 1), tags.get(_TILE_WIDTH, 1), max_pixels)
+        # MPO is what many phones write under the name .jpg: the photo first, then previews.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frames > 1:
             raise InputError(f"cannot read {path}: it holds {frames} frames or pages; save the one you want as a file of its own")
@@ -226,17 +229,41 @@ def _pillow_errors(path: PathLike) -> Iterator[None]:
 
 
 def _open(data: bytes) -> Image.Image:
+    """The image, its pixels not decoded yet."""
+    from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  (importing them registers the formats)
+
+    Image.preinit()  # registers the others
+    return Image.open(io.BytesIO(data), formats=[name for name in _READERS if name in Image.OPEN])
+
+
+def _check_pixels(path: PathLike, height: int, width: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise InputError(
+            f"cannot read {path}: {height}x{width} is {width * height / 1e6:.0f} megapixels, the limit is "
+            f"{max_pixels / 1e6:.0f}; raise it with --max-pixels {width * height} if you trust the file"
+        )
+
+
+@contextlib.contextmanager
+def _pillow_limit_lifted() -> Iterator[None]:
+    """Pillow refuses images above a limit that only a global variable raises; :func:`_check_pixels` stands in for it here.
+
+    The first of several threads that read at once lifts it, the last one restores it.
+    """
     from PIL import Image
 
-    # Pillow refuses images above a limit that only a global variable raises. It is lifted while the header is read, no
-    # pixel is decoded meanwhile, and read_image then applies its own limit.
-    with _open_lock:
-        limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            return Image.open(io.BytesIO(data), formats=_READERS)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    with _limit_lock:
+        if not _lifted:
+            _lifted.append(Image.MAX_IMAGE_PIXELS)
+            Image.MAX_IMAGE_PIXELS = None
+        _lifted.append(None)
+    try:
+        yield
+    finally:
+        with _limit_lock:
+            _lifted.pop()
+            if len(_lifted) == 1:
+                Image.MAX_IMAGE_PIXELS = _lifted.pop()
 
 
 def _upright(image: Image.Image) -> Image.Image:
