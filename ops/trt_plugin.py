@@ -1,0 +1,90 @@
+"""GroupedArgmin as a TensorRT quick plugin whose kernel is embedded in the engine ahead of time.
+
+The engine that results needs neither Python nor a plugin library to run. Nothing here imports TensorRT until
+:func:`register_plugin` is called. The plugin has no attributes: everything it needs are its inputs' shapes.
+
+This module must not say ``from __future__ import annotations``: TensorRT reads the annotations of the functions below as
+objects and refuses strings.
+"""
+
+from types import ModuleType
+from typing import Any
+
+from mgvq_export.errors import BackendError
+from mgvq_export.ops.contract import DOMAIN, OP_NAME
+from mgvq_export.ops.cuda_kernel import KERNEL_NAMES, LOWEST_ARCHITECTURE, POSITIONS_PER_BLOCK, THREADS_PER_BLOCK, compile_ptx
+
+PLUGIN_ID = f"{DOMAIN}::{OP_NAME}"
+#: What the ONNX node must carry to become the plugin: without the namespace the parser inlines the node's function body.
+NODE_ATTRIBUTES: dict[str, str | int] = {"plugin_namespace": DOMAIN, "plugin_version": "1", "aot": 1}
+
+_architecture = LOWEST_ARCHITECTURE
+
+
+def import_tensorrt() -> ModuleType:
+    """The ``tensorrt`` module. Raises BackendError, with the remedy, when it is missing or its libraries do not load."""
+    try:
+        import tensorrt
+        import tensorrt.plugin
+    except (ImportError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise BackendError(
+            f"TensorRT is not usable ({reason}): pip install 'mgvq-export[tensorrt]' on a machine with a GPU"
+        ) from None
+    return tensorrt
+
+
+def is_registered() -> bool:
+    """Whether this process has registered the plugin with TensorRT."""
+    trt = import_tensorrt()
+    return hasattr(trt.plugin.op, DOMAIN) and hasattr(getattr(trt.plugin.op, DOMAIN), OP_NAME)
+
+
+def register_plugin(*, architecture: int = LOWEST_ARCHITECTURE) -> None:
+    """Register the plugin, so that the ONNX parser finds it; call before parsing. Calling again only sets the architecture.
+
+    Args:
+        architecture: lowest compute capability, times ten, that engines built from now on shall run on (75 is the lowest).
+
+    Raises:
+        BackendError: TensorRT is not usable, or the kernel cannot be compiled here (see :func:`cuda_kernel.compile_ptx`).
+    """
+    global _architecture
+    trt = import_tensorrt()
+    compile_ptx(architecture)  # now, so that a missing compiler is one clear line and not a failure inside the builder
+    _architecture = architecture
+    if not is_registered():
+        _define_plugin(trt, trt.plugin)
+
+
+def _define_plugin(trt: Any, trtp: Any) -> None:
+    @trtp.register(PLUGIN_ID)
+    def describe(latent: trtp.TensorDesc, codebook: trtp.TensorDesc) -> trtp.TensorDesc:
+        # [B, G*d, h, w], [G, K, d] -> [B, G, h, w]
+        batch, _, height, width = latent.shape_expr
+        return trtp.from_shape_expr((batch, codebook.shape_expr[0], height, width), trt.int32)
+
+    @trtp.autotune(PLUGIN_ID)
+    def combinations(
+        latent: trtp.TensorDesc, codebook: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc]
+    ) -> list[trtp.AutoTuneCombination]:
+        # The codebook stays float32 in every precision: the contract sums in float32 and the rows are small.
+        return [trtp.AutoTuneCombination("FP32|FP16, FP32, INT32", "LINEAR")]
+
+    @trtp.aot_impl(PLUGIN_ID)
+    def kernel(
+        latent: trtp.TensorDesc, codebook: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc], tactic: int
+    ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]:
+        # TensorRT keeps one kernel per combination of types, not per shape: everything about shapes goes in as a scalar.
+        batch, _, height, width = latent.shape_expr
+        groups, rows, dim = codebook.shape_expr
+        positions = batch * height * width
+        launch = trtp.KernelLaunchParams()
+        launch.grid_x = trtp.cdiv(positions, POSITIONS_PER_BLOCK)
+        launch.grid_y = groups
+        launch.block_x = THREADS_PER_BLOCK
+        scalars = trtp.SymIntExprs(4)  # only SymInt32 reaches the kernel; plain integers and sums must be wrapped
+        for index, scalar in enumerate((positions, height * width, rows, dim)):
+            scalars[index] = trtp.SymInt32(scalar)
+        name = KERNEL_NAMES["float16" if latent.dtype == trt.float16 else "float32"]
+        return name, compile_ptx(_architecture), launch, scalars
