@@ -48,7 +48,9 @@ def kernel_launch(latent_shape: tuple[int, ...], codebook_shape: tuple[int, ...]
     batch, channels, height, width = latent_shape
     groups, rows, dim = codebook_shape
     if channels != groups * dim:
-        raise InputError(f"latent has {channels} channels, but the codebook {codebook_shape} wants {groups} x {dim} = {groups * dim}")
+        raise InputError(
+            f"latent has {channels} channels, but the codebook {codebook_shape} wants {groups} x {dim} = {groups * dim}"
+        )
     if not 1 <= dim <= MAX_GROUP_DIM or not 1 <= groups <= MAX_GROUPS or rows < 1:
         raise InputError(f"codebook {codebook_shape}: the GPU kernel takes G 1 to {MAX_GROUPS}, K from 1, d 1 to {MAX_GROUP_DIM}")
     positions = batch * height * width
@@ -69,7 +71,9 @@ def _nvrtc():
     try:
         from cuda.bindings import nvrtc
     except ImportError as error:
-        raise BackendError(f"compiling the GPU kernel needs cuda-bindings ({error}): pip install 'mgvq-export[tensorrt]'") from None
+        raise BackendError(
+            f"compiling the GPU kernel needs cuda-bindings ({error}): pip install 'mgvq-export[tensorrt]'"
+        ) from None
     return nvrtc
 
 

@@ -56,7 +56,18 @@ def _build(requirement: str, folder: Path) -> None:
     def call(*command: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
 
-    call(sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--target", str(folder), requirement)
+    call(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--target",
+        str(folder),
+        requirement,
+    )
     # The wheel that only renames the package needs the library wheels; a link does the same.
     (folder / "tensorrt").symlink_to("tensorrt_bindings", target_is_directory=True)
     extension = next((folder / "tensorrt_bindings").glob("tensorrt*.so"))
@@ -64,7 +75,13 @@ def _build(requirement: str, folder: Path) -> None:
     names = re.findall(r" U ((?:create\w+_INTERNAL|get\w*|initLib\w+))$", undefined, re.MULTILINE)
     (folder / "lib").mkdir()
     source = folder / "lib" / "stub.c"
-    source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in names if "Nv" in name or "PluginRegistry" in name or "Infer" in name))
+    source.write_text(
+        "".join(
+            f"void *{name}(void) {{ return 0; }}\n"
+            for name in names
+            if "Nv" in name or "PluginRegistry" in name or "Infer" in name
+        )
+    )
     needed = set(re.findall(r"\[(lib\w+\.so\.\d+)\]", call("readelf", "-d", str(extension))))
     for library in needed:
         if library.removeprefix("lib").split(".")[0] in LIBRARIES:
@@ -74,7 +91,11 @@ def _build(requirement: str, folder: Path) -> None:
 def run_snippet(version: str, code: str, *arguments: str) -> str:
     """Standard output of ``code`` run with ``import tensorrt`` giving these bindings. Fails the test with the traceback otherwise."""
     folder = bindings_folder(version)
-    environment = os.environ | {"LD_LIBRARY_PATH": str(folder / "lib"), "PYTHONPATH": str(folder), "PYTHONWARNINGS": "error::SyntaxWarning:mgvq_export"}
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": str(folder / "lib"),
+        "PYTHONPATH": str(folder),
+        "PYTHONWARNINGS": "error::SyntaxWarning:mgvq_export",
+    }
     done = subprocess.run(
         [sys.executable, "-P" if sys.version_info >= (3, 11) else "-s", "-c", code, *arguments],
         check=False,

@@ -1,0 +1,23 @@
+"""The kernel on a real GPU, every oracle case."""
+
+import os
+
+import pytest
+
+from mgvq_export.bench.gpu_kernel import GpuKernel, disagreements, gpu_problem, oracle_cases
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def gpu() -> GpuKernel:
+    problem = gpu_problem()
+    if problem and os.environ.get("MGVQ_REQUIRE_GPU") != "1":
+        pytest.skip(problem)
+    return GpuKernel()
+
+
+@pytest.mark.parametrize(("latent", "codebook"), [pytest.param(z, c, id=name) for name, z, c in oracle_cases()])
+def test_gpu_codes_equal_the_oracles(gpu, latent, codebook):
+    codes, _ = gpu.run(latent, codebook)
+    assert disagreements(latent, codebook, codes) == []
