@@ -56,10 +56,7 @@ def export_bundle(
     Raises:
         InputError: an unknown precision, or a folder that cannot be written.
     """
-    unknown = [precision for precision in precisions if precision not in PRECISIONS]
-    if unknown or not precisions:
-        raise InputError(f"no precision {', '.join(unknown) or '(none given)'}; choose {', '.join(PRECISIONS)}")
-    replace = replace and (Path(path) / MANIFEST).is_file()
+    replace = check_target(path, precisions, replace=replace)
     network = checkpoint.network()
     with atomic_folder(path, replace=replace) as folder:
         entries = {precision: _write_precision(network, precision, folder, progress) for precision in dict.fromkeys(precisions)}
@@ -76,6 +73,28 @@ def export_bundle(
         }
         (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
     return Bundle.open(path)
+
+
+def check_target(path: PathLike, precisions: Sequence[str], *, replace: bool) -> bool:
+    """Refuse early what :func:`export_bundle` would refuse; returns whether an old bundle at ``path`` is to be replaced.
+
+    Raises :class:`InputError`: an unknown precision, or a non-empty folder that is no bundle or not to be replaced.
+    """
+    unknown = [precision for precision in precisions if precision not in PRECISIONS]
+    if unknown or not precisions:
+        raise InputError(f"no precision {', '.join(unknown) or '(none given)'}; choose {', '.join(PRECISIONS)}")
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"cannot write the bundle {path}: a file has that name; choose another")
+    if not path.is_dir() or not any(path.iterdir()):
+        return False
+    if not (path / MANIFEST).is_file():
+        raise InputError(f"cannot write the bundle {path}: the folder is not empty and no bundle; choose another")
+    if not replace:
+        raise InputError(
+            f"cannot write the bundle {path}: there is one already; add --force to replace it, or choose another folder"
+        )
+    return True
 
 
 def _reaches(folder: Path, precision: str, present: Sequence[Part]) -> dict[str, dict[str, int]]:

@@ -112,7 +112,7 @@ class Tokenizer:
         ``groups``: how many of the coarse-to-fine groups to use, 1 to G; all when None. Raises :class:`TokensError` when the
         tokens belong to another codebook, :class:`InputError` when ``groups`` is out of range.
         """
-        tokens.check_codebook(self.spec.name, self.bundle.codebook_sha256)
+        tokens.check_model(self.spec, self.bundle.codebook_sha256)
         used = self.check_groups(groups)
         image = self.pipeline.decode(tokens.codes, used, self.decode_plan(*tokens.image_size), progress)
         return np.ascontiguousarray(crop(image, tokens.image_size))

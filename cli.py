@@ -1,0 +1,343 @@
+"""The command line: verbs only. A command parses its options, makes one library call and prints what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+import mgvq_export
+from mgvq_export.errors import InputError, MgvqError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class Verb(click.Command):
+    """A command whose errors are one line: exit code 2 for bad input, 1 for a failed check, 3 for a bug."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing half-written is left", err=True)
+            ctx.exit(130)
+        except Exception as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            if isinstance(error, MgvqError):
+                click.echo(f"error: {error}", err=True)
+                ctx.exit(error.exit_code)
+            if isinstance(error, MemoryError):
+                click.echo("error: out of memory; give a smaller --memory-limit or close other programs", err=True)
+                ctx.exit(2)
+            click.echo(f"internal error: {type(error).__name__}: {error}; please report it with the output of --debug", err=True)
+            ctx.exit(3)
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(mgvq_export.__version__, prog_name="mgvq-export")
+def main() -> None:
+    """Take a trained MGVQ image tokenizer to production.
+
+    \b
+    mgvq-export export demo -o bundle           checkpoint -> ONNX graphs
+    mgvq-export encode bundle photo.jpg -o out  image -> tokens
+    mgvq-export decode bundle out/photo.safetensors -o out
+    """
+
+
+def verb(*options: Callable) -> Callable:
+    """A command with ``options`` and, last, ``--json`` and ``--debug``."""
+
+    def decorate(function: Callable) -> click.Command:
+        debug = click.option("--debug", is_flag=True, expose_value=True, help="Show tracebacks.")
+        as_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON on standard output.")
+        for option in (debug, as_json, *reversed(options)):
+            function = option(function)
+        return main.command(cls=Verb)(function)
+
+    return decorate
+
+
+BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+RUN_OPTIONS = (
+    click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to."),
+    click.option("--backend", default="auto", show_default=True, help="auto, ort-cpu or ort-cuda."),
+    click.option("--precision", help="fp32 or fp16. [default: fp32 if the bundle has it]"),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one operator. [default: all cores]"),
+)
+IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+GROUPS = click.option("--groups", type=int, help="Use only the first N coarse-to-fine groups. [default: all]")
+MAX_PIXELS = click.option("--max-pixels", type=click.IntRange(min=1), help="Largest image accepted. [default: 512 million]")
+
+
+# ---- output
+
+
+class Lines:
+    """Prints one line per artifact as it appears, or all facts as JSON at the end."""
+
+    def __init__(self, as_json: bool):
+        self.as_json = as_json
+        self.facts: list[dict[str, Any]] = []
+
+    def add(self, path: Path, seconds: float, note: str = "", **facts: Any) -> None:
+        size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        self.facts.append({"path": str(path), "bytes": size, "seconds": round(seconds, 3), **facts})
+        if not self.as_json:
+            click.echo(f"{path}  {human_size(size)}  {seconds:.2f} s{f'  {note}' if note else ''}")
+
+    def close(self) -> None:
+        if self.as_json:
+            echo_json(self.facts)
+
+
+def human_size(size: float) -> str:
+    """Bytes as people read them: 812 B, 31.4 kB, 863.5 MB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def echo_json(facts: Any) -> None:
+    """Facts as indented JSON on standard output."""
+    click.echo(json.dumps(facts, indent=2, default=str))
+
+
+def echo_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """A table on standard output; numbers should be formatted by the caller."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title, box=None, title_justify="left", pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width: keep rows whole there instead of folding them at 80 columns.
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+@contextlib.contextmanager
+def progress_bar(task: str, total: int) -> Iterator[Callable[[str, float], None]]:
+    """A bar with time left on standard error, gone when done. Yields ``update(description, steps done)``."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(task, total=total)
+        yield lambda description, done: progress.update(bar, description=description, completed=done)
+
+
+# ---- verbs
+
+
+@verb()
+def models(as_json: bool, debug: bool) -> None:
+    """List the released variants and the packaged demo model."""
+    from mgvq_export.description import known_models
+
+    rows = known_models()
+    if as_json:
+        return echo_json(rows)
+    columns = ("name", "f", "groups", "codes/group", "group dim", "bits/token", "bits/pixel", "checkpoint")
+    echo_table(columns, [[str(row[key]) for key in row] for row in rows])
+
+
+@verb(
+    click.argument("checkpoint"),
+    click.option(
+        "-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Bundle folder to write."
+    ),
+    click.option("--variant", help="Model name, or a JSON or YAML file with a spec. [default: read off the checkpoint]"),
+    click.option("--precision", multiple=True, default=("fp32",), show_default=True, help="fp32 or fp16; may be repeated."),
+    click.option("--force", is_flag=True, help="Replace an existing bundle."),
+)
+def export(
+    checkpoint: str, output: Path, variant: str | None, precision: tuple[str, ...], force: bool, as_json: bool, debug: bool
+) -> None:
+    """Write CHECKPOINT as a bundle of ONNX graphs.
+
+    CHECKPOINT is a .pt or .safetensors file, a model name (downloaded), hf://owner/repo/file@revision, or demo.
+
+    \b
+    mgvq-export export mgvq-f16c32-g8 -o bundle --precision fp32 --precision fp16
+    """
+    from mgvq_export.export.bundles import check_target, export_bundle
+    from mgvq_export.model.checkpoint import load_checkpoint
+    from mgvq_export.spec import Part
+
+    start = time.perf_counter()
+    check_target(output, precision, replace=force)  # before a download
+    loaded = load_checkpoint(checkpoint, variant)
+    steps = 0
+    with progress_bar("export", len(Part) * len(set(precision))) as update:
+
+        def report(step: str) -> None:
+            nonlocal steps
+            update(step, steps)
+            steps += 1
+
+        bundle = export_bundle(loaded, output, precisions=precision, replace=force, progress=report)
+    lines = Lines(as_json)
+    note = f"{bundle.spec.name}, {' + '.join(bundle.precisions)}"
+    lines.add(bundle.path, time.perf_counter() - start, note, model=bundle.spec.name, precisions=bundle.precisions)
+    lines.close()
+
+
+@verb(BUNDLE, IMAGES, *RUN_OPTIONS, click.option("--packed", is_flag=True, help="Pack codes to their bits."), MAX_PIXELS)
+def encode(bundle: Path, images: tuple[Path, ...], output: Path, packed: bool, max_pixels: int | None, **options: Any) -> None:
+    """Turn images into token files, <name>.safetensors."""
+    run = Run(bundle, images, output, ".safetensors", options)
+    for index, path in enumerate(images):
+        start = time.perf_counter()
+        tokens = run.tokenizer.encode(run.read(path, max_pixels), progress=run.windows(index, path))
+        tokens.save(run.target(path), packed=packed)
+        height, width = tokens.image_size
+        note = f"{width}x{height} -> {tokens.groups} x {tokens.grid_size[1]}x{tokens.grid_size[0]} codes"
+        run.lines.add(run.target(path), time.perf_counter() - start, note, image_size=tokens.image_size, codes=tokens.codes.shape)
+    run.close()
+
+
+@verb(BUNDLE, click.argument("tokens", nargs=-1, required=True, type=click.Path(path_type=Path)), *RUN_OPTIONS, GROUPS)
+def decode(bundle: Path, tokens: tuple[Path, ...], output: Path, groups: int | None, **options: Any) -> None:
+    """Turn token files into images, <name>.png."""
+    from mgvq_export.runtime.images import write_image
+    from mgvq_export.tokens import Tokens
+
+    run = Run(bundle, tokens, output, ".png", options)
+    run.tokenizer.check_groups(groups)
+    for index, path in enumerate(tokens):
+        start = time.perf_counter()
+        image = run.tokenizer.decode(Tokens.load(path), groups=groups, progress=run.windows(index, path))
+        write_image(run.target(path), image)
+        note = f"{image.shape[1]}x{image.shape[0]}"
+        run.lines.add(run.target(path), time.perf_counter() - start, note, image_size=image.shape[:2])
+    run.close()
+
+
+@verb(BUNDLE, IMAGES, *RUN_OPTIONS, GROUPS, MAX_PIXELS)
+def reconstruct(
+    bundle: Path, images: tuple[Path, ...], output: Path, groups: int | None, max_pixels: int | None, **options: Any
+) -> None:
+    """Encode and decode images, <name>.png, and print the PSNR."""
+    from mgvq_export.parity.metrics import psnr
+    from mgvq_export.runtime.images import write_image
+
+    run = Run(bundle, images, output, ".png", options)
+    run.tokenizer.check_groups(groups)
+    for index, path in enumerate(images):
+        start = time.perf_counter()
+        image = run.read(path, max_pixels)
+        again = run.tokenizer.decode(run.tokenizer.encode(image, progress=run.windows(index, path)), groups=groups)
+        write_image(run.target(path), again)
+        quality = psnr(again, image)
+        run.lines.add(run.target(path), time.perf_counter() - start, f"{quality:.2f} dB", psnr_db=quality)
+    run.close()
+
+
+class Run:
+    """What encode, decode and reconstruct share: the tokenizer, the file names, the progress bar."""
+
+    def __init__(self, bundle: Path, inputs: Sequence[Path], output: Path, suffix: str, options: dict[str, Any]):
+        from mgvq_export.runtime.tokenizer import Tokenizer
+
+        self.output, self.suffix = output, suffix
+        by_name: dict[Path, Path] = {}
+        for path in inputs:
+            if not path.is_file():
+                raise InputError(f"cannot read {path}: {'it is a folder' if path.is_dir() else 'no such file'}; give files")
+            other = by_name.setdefault(self.target(path), path)
+            if other is not path:
+                raise InputError(f"{other} and {path} would both be written to {self.target(path)}; rename one or run them apart")
+        self.lines = Lines(options["as_json"])
+        self._stack = contextlib.ExitStack()
+        names = ("backend", "precision", "threads")
+        self.tokenizer = self._stack.enter_context(Tokenizer.open(bundle, **{name: options[name] for name in names}))
+        self._update = self._stack.enter_context(progress_bar("", len(inputs)))
+        click.get_current_context().call_on_close(self._stack.close)
+
+    def target(self, path: Path) -> Path:
+        return self.output / f"{path.stem}{self.suffix}"
+
+    def read(self, path: Path, max_pixels: int | None) -> Any:
+        from mgvq_export.runtime.images import MAX_PIXELS, read_image
+
+        return read_image(path, max_pixels=max_pixels or MAX_PIXELS)
+
+    def windows(self, index: int, path: Path) -> Callable[[int, int], None]:
+        """The progress callback of one input."""
+        self._make_folder()
+        self._update(path.name, index)
+        return lambda done, total: self._update(f"{path.name} {done}/{total}", index + done / total)
+
+    def _make_folder(self) -> None:
+        # Late: bad input leaves no empty folder behind.
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {self.output}: {error.strerror}; choose another with -o") from error
+
+    def close(self) -> None:
+        self._stack.close()
+        self.lines.close()
+
+
+@verb(click.argument("target"))
+def inspect(target: str, as_json: bool, debug: bool) -> None:
+    """Say what TARGET is and holds: a checkpoint, bundle, token file or ONNX graph."""
+    from mgvq_export.description import describe
+
+    facts = describe(target)
+    if as_json:
+        return echo_json(facts.values)
+    echo_table(("", ""), [[name, str(value)] for name, value in facts.summary()])
+    for title, columns, rows in facts.tables:
+        click.echo()
+        echo_table(columns, rows, title=title)
+
+
+@verb()
+def doctor(as_json: bool, debug: bool) -> None:
+    """Say what is installed, which backends can run here, and how to get the others."""
+    from mgvq_export.doctor import examine
+
+    report = examine()
+    if as_json:
+        return echo_json(report)
+    echo_table(("package", "version", "for"), [[p["name"], p["version"] or "-", p["purpose"]] for p in report["packages"]])
+    click.echo()
+    rows = [[b["name"], "yes" if b["ready"] else "no", b["detail"]] for b in report["backends"]]
+    echo_table(("backend", "ready", ""), rows)
+
+
+@verb(
+    click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-out"), show_default=True)
+)
+def demo(output: Path, as_json: bool, debug: bool) -> None:
+    """Run the main job on the packaged model: export, encode, decode, compare with PyTorch, draw a contact sheet."""
+    from mgvq_export.demo import run_demo
+
+    result = run_demo(output, say=lambda line: None if as_json else click.echo(line))
+    if as_json:
+        echo_json(result.facts)
+    else:
+        for title, columns, rows in result.tables:
+            click.echo()
+            echo_table(columns, rows, title=title)
+    result.raise_if_failed()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

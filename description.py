@@ -1,0 +1,211 @@
+"""What a file or folder is and holds: the facts behind the ``models`` and ``inspect`` commands."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mgvq_export.bundle import Bundle
+from mgvq_export.errors import InputError
+from mgvq_export.model.demo import DEMO_SPEC
+from mgvq_export.spec import VARIANTS, ModelSpec
+from mgvq_export.tokens import Tokens
+
+Table = tuple[str, Sequence[str], list[list[str]]]
+
+
+@dataclass
+class Facts:
+    """What was found: ``values`` as JSON-ready data, ``tables`` (title, columns, rows) for people."""
+
+    values: dict[str, Any]
+    tables: list[Table] = field(default_factory=list)
+
+    def summary(self) -> list[tuple[str, Any]]:
+        """The plain values, without the nested ones that the tables show."""
+        return [(name, value) for name, value in self.values.items() if not isinstance(value, (dict, list))]
+
+
+def known_models() -> list[dict[str, Any]]:
+    """One row per model that can be exported by name: the released variants and ``demo``."""
+    return [
+        {
+            "name": spec.name,
+            "f": spec.downsample,
+            "groups": spec.groups,
+            "codes/group": spec.codes_per_group,
+            "group dim": spec.group_dim,
+            "bits/token": spec.bits_per_token,
+            "bits/pixel": round(spec.bits_per_token / spec.downsample**2, 3),
+            "checkpoint": "in the package" if spec is DEMO_SPEC else f"{spec.name.replace('-', '_')}.pt",
+        }
+        for spec in (*VARIANTS.values(), DEMO_SPEC)
+    ]
+
+
+def describe(target: str) -> Facts:
+    """The facts of a bundle folder, ``.onnx`` graph, token file, or checkpoint (also by model name or hub address).
+
+    Raises :class:`MgvqError` of the fitting kind when it cannot be read.
+    """
+    path = Path(target)
+    if path.is_dir():
+        return _bundle(path)
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        return _graph(path)
+    if suffix == ".npz" or (suffix == ".safetensors" and path.is_file() and _is_token_file(path)):
+        return _tokens(path)
+    return _checkpoint(target)
+
+
+def _is_token_file(path: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return str((file.metadata() or {}).get("format", "")).startswith("mgvq-tokens")
+    except (SafetensorError, OSError):
+        return False
+
+
+def _model(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "model": spec.name,
+        "pixels per token": f"{spec.downsample}x{spec.downsample}",
+        "groups": spec.groups,
+        "codes per group": spec.codes_per_group,
+        "group dim": spec.group_dim,
+        "bits per token": spec.bits_per_token,
+    }
+
+
+def _bundle(path: Path) -> Facts:
+    bundle = Bundle.open(path)
+    bundle.check_all()
+    manifest = bundle.manifest
+    halos = ", ".join(
+        f"{part.removesuffix('_trunk')} {bundle.reach(part).halo * scale} px"  # type: ignore[arg-type]
+        for part, scale in (("encoder_trunk", 1), ("decoder_trunk", bundle.spec.trunk_stride))
+    )
+    values = {
+        "kind": "bundle",
+        **_model(bundle.spec),
+        "precisions": ", ".join(bundle.precisions),
+        "halo": halos,
+        "source": manifest["source"]["name"],
+        "source sha256": manifest["source"]["sha256"],
+        "source revision": manifest["source"]["revision"] or "-",
+        "codebook sha256": bundle.codebook_sha256,
+        "files": "all match their hashes",
+        "manifest": manifest,
+    }
+    rows = []
+    for entry in manifest["precisions"].values():
+        rows.append([entry["weights"]["file"], f"{entry['weights']['bytes'] / 1e6:.1f} MB", "", ""])
+        for graph in entry["graphs"].values():
+            ends = [", ".join(_value(value) for value in graph[end]) for end in ("inputs", "outputs")]
+            rows.append([graph["file"], f"{graph['bytes'] / 1e3:.1f} kB", *ends])
+    return Facts(values, [("Files", ("file", "size", "inputs", "outputs"), rows)])
+
+
+def _value(value: dict[str, Any]) -> str:
+    """``image float32 [batch, 3, height, width]``"""
+    return f"{value['name']} {value['dtype']} [{', '.join(map(str, value['shape']))}]"
+
+
+def _tokens(path: Path) -> Facts:
+    tokens = Tokens.load(path)
+    height, width = tokens.image_size
+    pixels = height * width
+    bits = tokens.codes.size * tokens.code_bits
+    values = {
+        "kind": "tokens",
+        "model": tokens.model,
+        "image": f"{width}x{height}",
+        "codes": f"{tokens.groups} groups of {tokens.grid_size[1]}x{tokens.grid_size[0]}, each 0 to {tokens.codes_per_group - 1}",
+        "bits per pixel": round(bits / pixels, 4),
+        "codebook sha256": tokens.codebook_sha256,
+        "bytes": path.stat().st_size,
+    }
+    rows = []
+    for group, codes in enumerate(tokens.codes):
+        rows.append([str(group), str(len(set(codes.ravel().tolist()))), str(int(codes.min())), str(int(codes.max()))])
+    return Facts(values, [("Groups, coarse to fine", ("group", "different codes", "smallest", "largest"), rows)])
+
+
+def _graph(path: Path) -> Facts:
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError:
+        raise InputError("inspecting a graph needs onnx: pip install 'mgvq-export[export]'") from None
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise InputError(f"cannot read {path} as an ONNX graph: {' '.join(str(error).split())}") from error
+    graph = model.graph
+    operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in graph.node)
+
+    def ends(values: Any) -> list[dict[str, Any]]:
+        found = []
+        for value in values:
+            tensor = value.type.tensor_type
+            shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+            found.append(
+                {"name": value.name, "dtype": onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, "shape": shape}
+            )
+        return found
+
+    values = {
+        "kind": "graph",
+        "name": graph.name,
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "opset": ", ".join(f"{entry.domain or 'onnx'} {entry.version}" for entry in model.opset_import),
+        "nodes": len(graph.node),
+        "functions": ", ".join(f"{function.domain}::{function.name}" for function in model.functions) or "-",
+        "operators": dict(operators.most_common()),
+        "inputs": ends(graph.input),
+        "outputs": ends(graph.output),
+    }
+    rows = [
+        [end.removesuffix("s"), value["name"], value["dtype"], str(value["shape"])]
+        for end in ("inputs", "outputs")
+        for value in values[end]
+    ]
+    counts = [[name, str(count)] for name, count in operators.most_common()]
+    return Facts(
+        values, [("Inputs and outputs", ("", "name", "dtype", "shape"), rows), ("Operators", ("operator", "nodes"), counts)]
+    )
+
+
+def _checkpoint(target: str) -> Facts:
+    try:
+        from mgvq_export.model.checkpoint import load_checkpoint
+    except ImportError:
+        raise InputError(f"inspecting the checkpoint {target} needs PyTorch: pip install 'mgvq-export[export]'") from None
+    checkpoint = load_checkpoint(target)
+    spec = checkpoint.spec
+    parameters = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.tensors.values())
+    values = {
+        "kind": "checkpoint",
+        **_model(spec),
+        "tensors": len(checkpoint.tensors),
+        "parameters": f"{parameters / 1e6:.2f} M",
+        "dtypes": ", ".join(dtypes),
+        "file": str(checkpoint.path),
+        "sha256": checkpoint.sha256,
+        "revision": checkpoint.revision or "-",
+        "spec": spec.to_dict(),
+    }
+    rows = [
+        [str(stage), str(2**stage), str(width), kind, str(down), str(up)]
+        for stage, (width, kind, down, up) in enumerate(
+            zip(spec.widths, spec.blocks, spec.encoder_depths, spec.decoder_depths, strict=True)
+        )
+    ]
+    return Facts(values, [("Stages", ("stage", "1/resolution", "width", "kind", "encoder", "decoder"), rows)])
