@@ -180,8 +180,11 @@ def driver_problem(nvrtc: tuple[int, int], driver: tuple[int, int] | None) -> st
     if driver is None or nvrtc <= driver:
         return None
     (n_major, n_minor), (d_major, d_minor) = nvrtc, driver
-    package = "nvidia-cuda-nvrtc" if d_major >= 13 else f"nvidia-cuda-nvrtc-cu{d_major}"
+    version = f"=={d_major}.{d_minor}.*'"
+    packages = (
+        f"'nvidia-cuda-nvrtc{version}" if d_major >= 13 else f"'nvidia-cuda-nvrtc-cu{d_major}{version} 'cuda-bindings{version}"
+    )
     return (
         f"NVRTC {n_major}.{n_minor} writes PTX that this machine's driver (CUDA {d_major}.{d_minor}) cannot load: "
-        f"pip install '{package}=={d_major}.{d_minor}.*', or update the driver"
+        f"pip install {packages}, or update the driver"
     )

@@ -177,7 +177,7 @@ def test_an_old_driver_is_explained():
     assert cuda_kernel.driver_problem((13, 0), (13, 0)) is None
     assert cuda_kernel.driver_problem((12, 9), (13, 0)) is None
     assert "nvidia-cuda-nvrtc==13.0.*" in (cuda_kernel.driver_problem((13, 5), (13, 0)) or "")
-    assert "nvidia-cuda-nvrtc-cu12==12.8.*" in (cuda_kernel.driver_problem((13, 0), (12, 8)) or "")
+    assert "'nvidia-cuda-nvrtc-cu12==12.8.*' 'cuda-bindings==12.8.*'" in (cuda_kernel.driver_problem((13, 0), (12, 8)) or "")
 
 
 def test_source_hash_follows_the_source(monkeypatch, tmp_path):
