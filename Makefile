@@ -21,7 +21,8 @@ test-slow: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p mgvq_export
+	mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/mgvq_export
+	MYPYPATH=$(VENV)/typing $(BIN)/mypy --no-namespace-packages -p mgvq_export
 
 # torch first and pinned: unpinned it brings gigabytes of CUDA libraries. polygraphy and the CUDA bindings are for the TensorRT
 # code's tests, which need no GPU; TensorRT itself is not installed.

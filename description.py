@@ -160,6 +160,7 @@ def _graph(path: Path) -> Facts:
             )
         return found
 
+    sides = {"input": ends(graph.input), "output": ends(graph.output)}
     values = {
         "kind": "graph",
         "name": graph.name,
@@ -168,14 +169,10 @@ def _graph(path: Path) -> Facts:
         "nodes": len(graph.node),
         "functions": ", ".join(f"{function.domain}::{function.name}" for function in model.functions) or "-",
         "operators": dict(operators.most_common()),
-        "inputs": ends(graph.input),
-        "outputs": ends(graph.output),
+        "inputs": sides["input"],
+        "outputs": sides["output"],
     }
-    rows = [
-        [end.removesuffix("s"), value["name"], value["dtype"], str(value["shape"])]
-        for end in ("inputs", "outputs")
-        for value in values[end]
-    ]
+    rows = [[end, v["name"], v["dtype"], str(v["shape"])] for end, graph_ends in sides.items() for v in graph_ends]
     counts = [[name, str(count)] for name, count in operators.most_common()]
     return Facts(
         values, [("Inputs and outputs", ("", "name", "dtype", "shape"), rows), ("Operators", ("operator", "nodes"), counts)]

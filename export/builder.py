@@ -21,7 +21,7 @@ IR_VERSION = 10
 ALIGNMENT = 4096  # one page: runtimes may map tensors instead of copying them
 
 FLOAT, FLOAT16, INT32, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64
-NUMPY_TYPE = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16)}
+NUMPY_TYPE: dict[int, np.dtype] = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16)}
 
 
 @dataclass

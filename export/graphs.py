@@ -88,6 +88,8 @@ def _codebook(graph: GraphBuilder, network: MGVQ) -> str:
 def _quantizer(graph: GraphBuilder, network: MGVQ) -> None:
     shapes = value_shapes(network.spec)
     latent = graph.input("latent", graph.default, shapes["latent"])
+    # The operator sums in float32 anyway; ONNX Runtime's Python operators, which carry the fused kernel, take no float16.
+    latent = graph.cast(latent, FLOAT)
     codes = graph.raw_node(OP_NAME, latent, _codebook(graph, network), name="quantize/argmin", dtype=INT32, domain=DOMAIN)
     quantized = _lookup(graph, network, codes, groups=None)
     graph.output("codes", codes, shapes["codes"])

@@ -56,7 +56,7 @@ def convolution(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, graph: Gra
     inputs = [graph.weight(f"{name}.weight", array(weight))]
     if bias is not None:
         inputs.append(graph.weight(f"{name}.bias", array(bias)))
-    pad_y, pad_x = conv.padding
+    pad_y, pad_x = (side // 2 for side in conv.kernel_size)  # all convolutions keep the size
     return graph.node(
         "Conv", x, *inputs, name=name, kernel_shape=conv.kernel_size, pads=[pad_y, pad_x, pad_y, pad_x], group=conv.groups
     )

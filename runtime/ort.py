@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 from mgvq_export.bundle import Bundle
 from mgvq_export.errors import BackendError
 from mgvq_export.spec import Part
+
+_MMAP_THRESHOLD = -3  # mallopt's M_MMAP_THRESHOLD
 
 PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 
@@ -62,8 +65,8 @@ class OrtSession:
             raise BackendError(
                 f"{backend}: ONNX Runtime did not load {provider}; run mgvq-export doctor, or choose --backend ort-cpu"
             )
-        self.inputs = {value.name: _dtype(value.type) for value in self._session.get_inputs()}
-        self.outputs = {value.name: _dtype(value.type) for value in self._session.get_outputs()}
+        self.inputs: Mapping[str, np.dtype] = {value.name: _dtype(value.type) for value in self._session.get_inputs()}
+        self.outputs: Mapping[str, np.dtype] = {value.name: _dtype(value.type) for value in self._session.get_outputs()}
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: list[str] | None = None) -> list[np.ndarray]:
         """The outputs (all, in the graph's order, when None). Float feeds are cast to the graph's type."""
@@ -95,6 +98,22 @@ class OrtSessions:
             self._loaded[part] = OrtSession(self.bundle.graph_path(self.precision, part), self.backend, threads=self._threads)
         return self._loaded[part]
 
+    def drop(self, part: Part) -> None:
+        """Drop one session, if loaded, and its memory."""
+        self._loaded.pop(part, None)
+
     def close(self) -> None:
         """Drop all sessions and their memory."""
         self._loaded.clear()
+
+
+def return_freed_memory() -> None:
+    """Make glibc give blocks of 1 MiB and more back to the system when they are freed; elsewhere do nothing.
+
+    By default it keeps freed blocks of up to 32 MiB for later, up to some 200 MB of them: more than a limit can bear. It
+    holds for the whole process, so it is called only when the user sets a memory limit.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(_MMAP_THRESHOLD, 1 << 20)

@@ -1,4 +1,7 @@
-"""Shared fixtures: a tiny network with every kind of block, so that tests take milliseconds."""
+"""Shared fixtures: a tiny network with every kind of block, so that tests take milliseconds, and bundles made once."""
+
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,3 +28,46 @@ def tiny_spec() -> ModelSpec:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny network's synthetic weights as a safetensors checkpoint with its spec in the metadata."""
+    import json
+
+    from reference import synthetic_state_dict
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_file(synthetic_state_dict(TINY), path, {"mgvq_spec": json.dumps(TINY.to_dict())})
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A bundle of the tiny network, fp32 and fp16. Tests that change files copy it."""
+    from mgvq_export.export.bundles import export_bundle
+    from mgvq_export.model.checkpoint import load_checkpoint
+
+    path = tmp_path_factory.mktemp("bundles") / "tiny"
+    return export_bundle(load_checkpoint(tiny_checkpoint_file), path, precisions=("fp32", "fp16"))
+
+
+@pytest.fixture(scope="session")
+def tiny_network():
+    from reference import synthetic_network
+
+    return synthetic_network(TINY)
+
+
+def one_line(text: str) -> bool:
+    """Whether ``text`` is one line that says something."""
+    return bool(re.fullmatch(r"[^\n]{20,}\n?", text))
+
+
+@pytest.fixture
+def photo(rng: np.random.Generator) -> np.ndarray:
+    """A uint8 image [75, 101, 3] with structure, of a size that no stride divides."""
+    y, x = np.mgrid[0:75, 0:101].astype(np.float32)
+    waves = np.stack([np.sin(x / (5 + c)) * np.cos(y / (7 - c)) for c in range(3)], axis=-1)
+    return np.clip(127 + 90 * waves + 20 * rng.standard_normal(waves.shape), 0, 255).astype(np.uint8)
