@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from mgvq_export.errors import InputError
-from mgvq_export.spec import Reach
+from mgvq_export.spec import Part, Reach
 
 MODES = ("off", "exact", "blend")
 
@@ -179,6 +179,43 @@ class TilePlan:
         width = self.reach.halo * self.scale * (2 if self.mode == "blend" else 1)
         batch = f", batch {self.batch}" if self.batch > 1 else ""
         return f"windows {rows * columns} of {self._px(self.window)}{batch}, {margin} {width}, tile tax {self.tile_tax:.2f}"
+
+
+@dataclass(frozen=True)
+class TrunkPlan:
+    """How the trunk of one direction runs: as one graph, or cut in two (fine and coarse), each with its own windows.
+
+    Attributes:
+        steps: the parts in the order they run, each with its windows.
+        peak_bytes: predicted peak of this process's memory; 0 when not predicted.
+        tile_tax: work of all windows over work of one window, weighted by what a pixel costs in each part.
+    """
+
+    steps: tuple[tuple[Part, TilePlan], ...]
+    peak_bytes: int = 0
+    tile_tax: float = 1.0
+
+    @property
+    def mode(self) -> str:
+        """``off``, ``exact`` or ``blend``."""
+        return next((plan.mode for _, plan in self.steps if plan.mode != "off"), "off")
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of the last part's output, in its pixels."""
+        return self.steps[-1][1].output_size
+
+    @property
+    def total(self) -> int:
+        """Windows of all steps."""
+        return sum(len(plan.windows) for _, plan in self.steps)
+
+    def __str__(self) -> str:
+        """One step: the plan itself; two: both, and the tile tax over both."""
+        if len(self.steps) == 1:
+            return str(self.steps[0][1])
+        each = "; ".join(f"{str(part).rpartition('_')[2]}: {plan}" for part, plan in self.steps)
+        return f"{each}; tile tax over both {self.tile_tax:.2f}"
 
 
 def _check_tile(axis: str, side: int, reach: Reach, scale: int) -> None:

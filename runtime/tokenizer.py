@@ -10,13 +10,15 @@ from mgvq_export.bundle import Bundle
 from mgvq_export.errors import BackendError, InputError
 from mgvq_export.files import PathLike
 from mgvq_export.runtime.images import check_image, crop, pad_to_multiple
-from mgvq_export.runtime.ort import PROVIDERS, OrtSessions
+from mgvq_export.runtime.ort import PROVIDERS, OrtSessions, return_freed_memory
 from mgvq_export.runtime.pipeline import Pipeline, Progress
-from mgvq_export.runtime.tiling import TilePlan
+from mgvq_export.runtime.planner import Planner, Tiling, default_limit
+from mgvq_export.runtime.tiling import TrunkPlan
 from mgvq_export.spec import Part
 from mgvq_export.tokens import Tokens
 
 BACKENDS = ("auto", *PROVIDERS)
+TRUNKS = tuple(part for part in Part if "_trunk" in part.value)
 
 
 def _silent(done: int, total: int) -> None:
@@ -33,8 +35,9 @@ class Tokenizer:
             again = tokenizer.decode(tokens)
     """
 
-    def __init__(self, bundle: Bundle, pipeline: Pipeline, *, backend: str, precision: str):
+    def __init__(self, bundle: Bundle, pipeline: Pipeline, *, backend: str, precision: str, tiling: Tiling | None = None):
         """Use :meth:`open`."""
+        self.tiling = tiling or Tiling()
         self.bundle, self.spec = bundle, bundle.spec
         self.backend, self.precision = backend, precision
         self.pipeline = pipeline
@@ -47,6 +50,9 @@ class Tokenizer:
         backend: str = "auto",
         precision: str | None = None,
         threads: int | None = None,
+        tiling: str = "auto",
+        tile: int | tuple[int, int] | None = None,
+        memory_limit: str | int | None = None,
     ) -> Tokenizer:
         """A tokenizer over ``bundle``.
 
@@ -54,8 +60,14 @@ class Tokenizer:
             backend: ``ort-cpu``, ``ort-cuda``, or ``auto``: the GPU when ONNX Runtime can use one, else the CPU.
             precision: ``fp32`` or ``fp16``; when None, ``fp32`` if the bundle has it, else what it has.
             threads: CPU threads of one operator; all cores when None.
+            tiling: ``auto``: one window when it fits in memory, else exact windows; ``off``, ``exact``; or ``blend``, which changes
+                the codes and is there for comparison.
+            tile: side of the windows in image pixels, or ``(height, width)``; chosen by the memory limit when None.
+            memory_limit: for the whole process, such as ``6GiB``; when None, what the process holds and 80 % of what is free.
+                A limit given makes glibc return freed memory at once, in the whole process.
 
         Raises:
+            InputError: an unknown tiling, or a memory limit that is no size.
             BundleError: no bundle, or it lacks the precision.
             BackendError: the backend is unknown, not installed, or did not load.
         """
@@ -68,8 +80,11 @@ class Tokenizer:
         bundle.graph(precision, Part.QUANTIZER)  # names the precisions it has when this one is missing
         if backend == "auto":
             backend = _best_backend()
+        choice = Tiling.parse(tiling, tile, memory_limit)
+        if memory_limit is not None:
+            return_freed_memory()
         sessions = OrtSessions(bundle, precision, backend, threads=threads)
-        return cls(bundle, Pipeline(sessions), backend=backend, precision=precision)
+        return cls(bundle, Pipeline(sessions), backend=backend, precision=precision, tiling=choice)
 
     def __enter__(self) -> Tokenizer:
         return self
@@ -81,16 +96,34 @@ class Tokenizer:
         """Drop the loaded graphs and their memory."""
         self.pipeline.sessions.close()
 
-    def encode_plan(self, height: int, width: int) -> TilePlan:
-        """How an image of this size is encoded."""
-        size = self._padded(height, width)
-        return TilePlan.fit(size, self.bundle.reach(Part.ENCODER_TRUNK))
+    def encode_plan(self, height: int, width: int) -> TrunkPlan:
+        """How an image of this size is encoded. Raises :class:`InputError` when it cannot be under the memory limit."""
+        planner = self._planner(Part.ENCODER_TRUNK, Part.ENCODER_HEAD, Part.QUANTIZER)
+        return self._ready(planner.encode(self._padded(height, width)), Part.ENCODER_TRUNK)
 
-    def decode_plan(self, height: int, width: int) -> TilePlan:
-        """How an image of this size is decoded."""
-        stride = self.spec.trunk_stride
-        rows, columns = self._padded(height, width)
-        return TilePlan.fit((rows // stride, columns // stride), self.bundle.reach(Part.DECODER_TRUNK), scale=stride)
+    def decode_plan(self, height: int, width: int) -> TrunkPlan:
+        """How an image of this size is decoded. Raises :class:`InputError` when it cannot be under the memory limit."""
+        planner = self._planner(Part.DECODER_TRUNK, Part.DECODER_HEAD, Part.DEQUANTIZER)
+        return self._ready(planner.decode(self._padded(height, width)), Part.DECODER_TRUNK)
+
+    def _planner(self, *parts: Part) -> Planner:
+        import psutil
+
+        sessions = self.pipeline.sessions
+        for part in parts:  # their weights are then part of what the process is seen to hold
+            sessions[part]
+        limit, base = self.tiling.limit, psutil.Process().memory_info().rss
+        if limit is None and self.backend == "ort-cpu":  # the host's memory says nothing about the GPU's
+            limit = default_limit()
+        # ONNX Runtime's CPU kernels compute float16 graphs in float32 wherever they have no float16 form.
+        itemsize = 2 if self.precision == "fp16" and self.backend != "ort-cpu" else 4
+        reaches = {part: self.bundle.reach(part) for part in TRUNKS if self.bundle.has_part(part)}
+        return Planner(self.spec, reaches, base, limit, tiling=self.tiling.mode, tile=self.tiling.tile, itemsize=itemsize)
+
+    def _ready(self, plan: TrunkPlan, trunk: Part) -> TrunkPlan:
+        if len(plan.steps) > 1:  # the two halves bring the same weights again
+            self.pipeline.sessions.drop(trunk)
+        return plan
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
         f = self.spec.downsample
