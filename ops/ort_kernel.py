@@ -9,6 +9,7 @@ from mgvq_export.ops.contract import DOMAIN, OP_NAME
 if TYPE_CHECKING:
     import onnxruntime
 
+_MARK = f"{DOMAIN}.kernels_registered"
 _lock = threading.Lock()
 _operators: list[Any] = []  # what onnxruntime-extensions knows of us; its table is one per process, and a name may enter once
 
@@ -27,21 +28,27 @@ def _library_path() -> str:
         ) from error
     with _lock:
         if not _operators:
-            for latent in (PyCustomOpDef.dt_float, PyCustomOpDef.dt_float16):
-                _operators.append(
-                    extensions.onnx_op(
-                        op_type=f"{DOMAIN}::{OP_NAME}",
-                        inputs=[latent, PyCustomOpDef.dt_float],
-                        outputs=[PyCustomOpDef.dt_int32],
-                    )(grouped_argmin)
-                )
+            # float32 only: these Python operators end the process when handed float16. Float16 graphs cast first.
+            declare = extensions.onnx_op(
+                op_type=f"{DOMAIN}::{OP_NAME}",
+                inputs=[PyCustomOpDef.dt_float, PyCustomOpDef.dt_float],
+                outputs=[PyCustomOpDef.dt_int32],
+            )
+            _operators.append(declare(grouped_argmin))
     return extensions.get_library_path()
 
 
 def register_ort_kernels(session_options: "onnxruntime.SessionOptions") -> None:
-    """Make sessions created with ``session_options`` run ``mgvq::GroupedArgmin`` with the fused kernel (on the CPU).
+    """Make sessions created with ``session_options`` run ``mgvq::GroupedArgmin`` with the fused kernel, on the CPU.
 
-    Call it before creating the session, once per options object; repeated calls and any number of sessions, from any thread, are fine.
+    The latent must be float32 at the node (a float16 graph casts first): a session over a node with a float16 latent does not
+    load. Call it before creating the session; calling it again, with the same or other options, from any thread, is fine.
     Raises :class:`BackendError` when onnxruntime-extensions or numba is missing.
     """
-    session_options.register_custom_ops_library(_library_path())
+    path = _library_path()
+    with _lock:
+        try:
+            session_options.get_session_config_entry(_MARK)
+        except RuntimeError:  # no such entry: these options are new; ONNX Runtime refuses a second registration
+            session_options.register_custom_ops_library(path)
+            session_options.add_session_config_entry(_MARK, "1")

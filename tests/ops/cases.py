@@ -1,0 +1,158 @@
+"""Inputs on which every lowering of GroupedArgmin must agree with the oracle."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+Case = tuple[np.ndarray, np.ndarray]  # latent [B, G*d, h, w], codebook [G, K, d]
+_CASES: dict[str, Callable[[np.random.Generator], Case]] = {}
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return (rows / np.where(length == 0, 1, length)).astype(np.float32)
+
+
+def random_case(
+    rng: np.random.Generator, groups: int, codes: int, dim: int, *, batch: int = 1, height: int = 5, width: int = 7
+) -> Case:
+    latent = rng.standard_normal((batch, groups * dim, height, width)).astype(np.float32)
+    return latent, unit_rows(rng.standard_normal((groups, codes, dim)))
+
+
+_SIZES = [  # G, K, d, B, h, w
+    (1, 1, 1, 1, 1, 1),
+    (1, 7, 1, 1, 1, 9),
+    (1, 64, 2, 1, 9, 1),
+    (2, 65, 3, 2, 3, 5),
+    (3, 61, 5, 3, 4, 3),
+    (4, 8192, 8, 1, 3, 7),
+    (8, 2048, 4, 2, 6, 5),
+    (8, 2048, 4, 1, 40, 45),
+    (16, 61, 2, 1, 5, 5),
+    (32, 7, 1, 5, 2, 2),
+    (1, 127, 32, 2, 3, 3),
+    (5, 333, 17, 1, 2, 11),
+    (32, 61, 32, 1, 3, 3),
+]
+for _size in _SIZES:
+    _CASES["G{}-K{}-d{}-B{}-{}x{}".format(*_size)] = lambda rng, size=_size: random_case(
+        rng, *size[:3], batch=size[3], height=size[4], width=size[5]
+    )
+
+
+def _case(function: Callable[[np.random.Generator], Case]) -> Callable[[np.random.Generator], Case]:
+    _CASES[function.__name__.strip("_").replace("_", "-")] = function
+    return function
+
+
+@_case
+def _duplicated_rows(rng: np.random.Generator) -> Case:
+    latent, codebook = random_case(rng, 2, 300, 4, batch=2, height=11)
+    codebook[:, 150:] = codebook[:, :150]  # far apart: other chunks, blocks and warps
+    return latent, codebook
+
+
+@_case
+def _neighbouring_duplicates(rng: np.random.Generator) -> Case:
+    latent, codebook = random_case(rng, 3, 130, 5)
+    return latent, np.repeat(codebook[:, :65], 2, axis=1)
+
+
+@_case
+def _all_rows_equal(rng: np.random.Generator) -> Case:
+    latent, codebook = random_case(rng, 2, 200, 8)
+    codebook[:] = codebook[:, :1]
+    return latent, codebook
+
+
+@_case
+def _mirrored_rows(rng: np.random.Generator) -> Case:
+    """Axis rows and small whole numbers: every score is exact, and many tie."""
+    latent = rng.integers(-2, 3, (2, 8, 6, 6)).astype(np.float32)
+    axes = np.concatenate([np.eye(4), -np.eye(4)]).astype(np.float32)
+    return latent, np.stack([axes, axes[::-1]])
+
+
+@_case
+def _float16_latents(rng: np.random.Generator) -> Case:
+    latent, codebook = random_case(rng, 8, 2048, 4, height=9, width=13)
+    return latent.astype(np.float16), codebook
+
+
+@_case
+def _float16_near_ties(rng: np.random.Generator) -> Case:
+    """Half-precision latents half-way between two rows, and rows that half precision cannot tell apart."""
+    _, codebook = random_case(rng, 4, 128, 8)
+    codebook[:, 1::2] = unit_rows(codebook[:, ::2] + 1e-4 * rng.standard_normal((4, 64, 8)))
+    middle = codebook[:, ::2] + codebook[:, 1::2]  # [4, 64, 8]
+    return np.ascontiguousarray(middle.transpose(0, 2, 1).reshape(1, 32, 8, 8)).astype(np.float16), codebook
+
+
+@_case
+def _float16_extremes(rng: np.random.Generator) -> Case:
+    latent, codebook = random_case(rng, 4, 61, 4)
+    latent = latent.astype(np.float16)
+    latent[:, :, 0, :] = np.where(latent[:, :, 0, :] > 0, np.float16(65504), np.float16(-65504))
+    latent[:, :, 1, 0] = np.inf
+    latent[:, 3, 2, 1] = np.nan
+    return latent, codebook
+
+
+@_case
+def _nan(rng: np.random.Generator) -> Case:
+    latent, codebook = random_case(rng, 4, 61, 4, batch=2)
+    latent[0, 0, 0, 0] = latent[0, 7, 1, 2] = latent[1, 15, 4, 6] = np.nan
+    latent[1, 4:8, 2, 2] = np.nan
+    return latent, codebook
+
+
+@_case
+def _infinity(rng: np.random.Generator) -> Case:
+    latent, codebook = random_case(rng, 4, 61, 4, batch=2)
+    codebook[0, :, 1] = 0  # infinity times zero
+    codebook = unit_rows(codebook)
+    latent[0, 1, 0, 0] = np.inf
+    latent[0, 8, 1, 1], latent[0, 9, 1, 1] = np.inf, -np.inf
+    latent[1, 15, 2, 3] = -np.inf
+    return latent, codebook
+
+
+@_case
+def _all_nan(rng: np.random.Generator) -> Case:
+    latent, codebook = random_case(rng, 2, 70, 3)
+    return np.full_like(latent, np.nan), codebook
+
+
+@_case
+def _zero_vectors(rng: np.random.Generator) -> Case:
+    latent, codebook = random_case(rng, 4, 130, 4)
+    latent[:, :, 0] = 0
+    latent[:, :, 1] = -0.0
+    latent[:, 4:8] = 0
+    return latent, codebook
+
+
+@_case
+def _all_scores_negative(rng: np.random.Generator) -> Case:
+    latent, codebook = random_case(rng, 2, 67, 4)
+    return -np.abs(latent), np.abs(codebook)
+
+
+@_case
+def _large_and_small(rng: np.random.Generator) -> Case:
+    latent, codebook = random_case(rng, 4, 61, 8)
+    return latent * np.float32(10.0) ** rng.integers(-25, 36, (1, 1, 5, 7)).astype(np.float32), codebook
+
+
+NAMES = list(_CASES)
+
+
+def make(name: str) -> Case:
+    """The inputs of case ``name``; the same at every call."""
+    return _CASES[name](np.random.default_rng(NAMES.index(name)))
+
+
+def all_cases() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    for name in NAMES:
+        yield name, *make(name)
