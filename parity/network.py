@@ -1,0 +1,81 @@
+"""The PyTorch network as the reference: found, checked against the bundle, and run. Torch is imported when asked for only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mgvq_export.bundle import Bundle
+from mgvq_export.errors import BundleError, MgvqError
+
+if TYPE_CHECKING:
+    from mgvq_export.model.network import MGVQ
+
+
+def find_network(bundle: Bundle, checkpoint: str | Path | None = None) -> tuple[MGVQ | None, str]:
+    """The network that ``bundle`` was exported from, or None and the reason why there is none.
+
+    Args:
+        checkpoint: as for ``load_checkpoint``; when None, the file the bundle was exported from, if it is still there (nothing
+            is downloaded).
+
+    Raises :class:`BundleError` when the checkpoint given belongs to another codebook, :class:`CheckpointError` when it
+    cannot be read.
+    """
+    try:
+        from mgvq_export.export.bundles import codebook_sha256
+        from mgvq_export.model.checkpoint import load_checkpoint
+    except ImportError as error:
+        return None, f"{error.name} is not installed: pip install 'mgvq-export[export]'"
+    source: dict[str, Any] = bundle.manifest.get("source", {})
+    if checkpoint is not None:
+        network = load_checkpoint(checkpoint, bundle.spec).network()
+        if codebook_sha256(network) != bundle.codebook_sha256:
+            raise BundleError(
+                f"{checkpoint} has another codebook than {bundle.path}; give the checkpoint the bundle was exported from"
+            )
+        return network, ""
+    name = str(source.get("name", ""))
+    if name != "demo" and not Path(name).is_file():
+        return None, f"the checkpoint {name!r} is not here; give it with --checkpoint"
+    try:
+        loaded = load_checkpoint(name, bundle.spec)
+    except MgvqError as error:
+        return None, f"the checkpoint cannot be used: {error}"
+    if loaded.sha256 != source.get("sha256"):
+        return None, f"the checkpoint {name} has changed since the export; give the right one with --checkpoint"
+    return loaded.network(), ""
+
+
+def run_latent(network: MGVQ, image: np.ndarray) -> np.ndarray:
+    """Image float32 [B, 3, H, W] in [-1, 1] -> latent float32 [B, G*d, H/f, W/f]."""
+    import torch
+
+    with torch.inference_mode():
+        return network.latent(torch.from_numpy(image)).numpy()
+
+
+def run_codes(network: MGVQ, latent: np.ndarray) -> np.ndarray:
+    """Latent float32 [B, G*d, h, w] -> codes int32 [B, G, h, w]."""
+    import torch
+
+    with torch.inference_mode():
+        return network.quantize.encode(torch.from_numpy(latent)).numpy()
+
+
+def run_decode(network: MGVQ, codes: np.ndarray, groups: int | None = None) -> np.ndarray:
+    """Codes int [B, G, h, w] -> image float32 [B, 3, h*f, w*f], not clipped, from the first ``groups`` groups."""
+    import torch
+
+    with torch.inference_mode():
+        return network.decode(torch.from_numpy(np.ascontiguousarray(codes)), groups).numpy()
+
+
+def codebook(network: MGVQ) -> np.ndarray:
+    """Unit rows, float32 [G, K, d]."""
+    import torch
+
+    with torch.inference_mode():
+        return network.quantize.codebook().numpy()

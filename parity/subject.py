@@ -1,0 +1,75 @@
+"""What is verified: a bundle on one backend, images, and the PyTorch network where there is one; results are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mgvq_export.bundle import Bundle
+from mgvq_export.parity import graphs
+from mgvq_export.parity import network as torch_network
+from mgvq_export.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mgvq_export.model.network import MGVQ
+
+Images = Mapping[str, np.ndarray]
+
+
+@dataclass
+class Subject:
+    """What is verified, and results that several questions need.
+
+    Attributes:
+        bundle: the bundle.
+        images: name -> uint8 [H, W, 3], sides multiples of f.
+        backend: backend of all tokenizers.
+        network: the PyTorch network, or None; then ``no_network`` says why.
+    """
+
+    bundle: Bundle
+    images: Images
+    backend: str
+    network: MGVQ | None = None
+    no_network: str = ""
+    _tokenizers: dict[tuple[str, str], Tokenizer] = field(default_factory=dict)
+    _latents: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> str:
+        """The precision others are held against."""
+        return "fp32" if "fp32" in self.bundle.precisions else self.bundle.precisions[0]
+
+    def tokenizer(self, precision: str, backend: str | None = None) -> Tokenizer:
+        """The tokenizer of a precision (and another backend than the one verified)."""
+        key = (precision, backend or self.backend)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = Tokenizer.open(self.bundle, backend=key[1], precision=precision, tiling="off")
+        return self._tokenizers[key]
+
+    def latent(self, image: str, precision: str, backend: str | None = None) -> np.ndarray:
+        """The untiled latent of an image by its name."""
+        key = (image, precision, backend or self.backend)
+        if key not in self._latents:
+            self._latents[key] = graphs.latent_of(self.tokenizer(precision, backend), self.images[image])
+        return self._latents[key]
+
+    def codes(self, image: str, precision: str) -> np.ndarray:
+        """The codes of an image by its name."""
+        return graphs.codes_of(self.tokenizer(precision), self.latent(image, precision))
+
+    @cached_property
+    def codebook(self) -> np.ndarray:
+        """Unit rows float32 [G, K, d], from the dequantizer; from the network when all graphs are float16."""
+        if self.reference != "fp32" and self.network is not None:
+            return torch_network.codebook(self.network)
+        return graphs.codebook_of(self.tokenizer(self.reference))
+
+    def close(self) -> None:
+        """Drop all loaded graphs."""
+        for tokenizer in self._tokenizers.values():
+            tokenizer.close()

@@ -1,0 +1,83 @@
+"""The one table of tolerances: how far two ways of computing the same thing may lie apart, and why. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mgvq_export.errors import InputError
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """One row of the table.
+
+    Attributes:
+        name: what code and reports call it.
+        limit: the value that still passes.
+        unit: unit of value and limit; empty for a ratio.
+        reason: why this limit and no other.
+        at_least: whether the value must reach the limit (PSNR, agreement) instead of staying below it (errors).
+    """
+
+    name: str
+    limit: float
+    unit: str
+    reason: str
+    at_least: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether ``value`` is within the limit. A value that is not a number never is."""
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def __str__(self) -> str:
+        return f"{'>=' if self.at_least else '<='} {self.limit:g}{f' {self.unit}' if self.unit else ''}"
+
+
+_EPSILON = "float32 rounds at 6e-8; some hundred layers in another order of summing reach about 1e-6, a wrong weight 1e-3"
+_HALF = "float16 rounds at 5e-4"
+
+TABLE: tuple[Tolerance, ...] = (
+    Tolerance("latent/fp32", 1e-5, "", f"relative L2; {_EPSILON}"),
+    Tolerance("latent/fp16", 3e-3, "", f"relative L2; {_HALF}, and convolutions accumulate it over the encoder"),
+    Tolerance(
+        "codes/fp32",
+        1e-4,
+        "",
+        "largest margin of a code that differs; latents 1e-5 apart move a score gap by 2e-5 on average, by more where a slice is short",
+    ),
+    Tolerance(
+        "codes/fp16",
+        3e-2,
+        "",
+        "largest margin of a code that differs between two runs in float16; ten times the error of its latents, since short slices take more of it",
+    ),
+    Tolerance(
+        "codes/operator",
+        1e-6,
+        "",
+        "largest margin of a code that differs, on identical latents; float32 sums of up to 32 terms differ by no more",
+    ),
+    Tolerance(
+        "agreement/fp16",
+        0.985,
+        "",
+        "share of equal codes; the codebook's rows lie so close that float16 latents change about 1 code in 100",
+        True,
+    ),
+    Tolerance("pixels/fp32", 1e-4, "", f"largest difference in [-1, 1], 1/78 of an 8-bit step; {_EPSILON}"),
+    Tolerance("pixels/fp16", 2 / 255, "", f"largest difference in [-1, 1], one 8-bit step; {_HALF}"),
+    Tolerance("psnr/fp16", 50.0, "dB", "decoding the same codes; an error of one 8-bit step everywhere is 48 dB", True),
+    Tolerance("steps", 1.0, "8-bit steps", "a difference of 1e-4 can fall on the edge between two 8-bit values"),
+    Tolerance("exact", 0.0, "", "values that are only copied; nothing is computed on the way"),
+)
+
+TOLERANCES: dict[str, Tolerance] = {tolerance.name: tolerance for tolerance in TABLE}
+
+
+def tolerance(kind: str, precision: str | None = None) -> Tolerance:
+    """The row ``kind``, or ``kind/precision``. Raises :class:`InputError` when the table has none."""
+    name = kind if precision is None else f"{kind}/{precision}"
+    try:
+        return TOLERANCES[name]
+    except KeyError:
+        raise InputError(f"no tolerance {name!r}; the table has {', '.join(TOLERANCES)}") from None
