@@ -183,20 +183,17 @@ class Planner:
             for plan in self._grids(size, parts[0]):
                 yield self._finish(size, ((parts[0], plan),))
             return
-        # Each part's cheapest windows under the limit do not depend on the other's, so they are searched apart.
-        steps = []
+        # Each part's cheapest windows under the limit do not depend on the other's, so they are searched apart: with the
+        # smallest windows in the other step, a plan's peak is that of its own step.
+        grids = {part: list(self._grids(size, part)) for part in parts}
+        smallest = {part: min(plans, key=lambda plan: plan.window[0] * plan.window[1]) for part, plans in grids.items()}
+        chosen = []
         for part in parts:
-            plans = list(self._grids(size, part))
-            peaks = {plan: self._finish(size, self._alone(size, parts, part, plan)).peak_bytes for plan in plans}
-            fitting = [plan for plan in plans if self.limit is None or peaks[plan] <= self.limit]
-            steps.append((part, min(fitting, key=lambda plan: plan.tile_tax) if fitting else min(plans, key=peaks.__getitem__)))
-        yield self._finish(size, tuple(steps))
-
-    def _alone(self, size: Size, parts: tuple[Part, ...], part: Part, plan: TilePlan) -> tuple[tuple[Part, TilePlan], ...]:
-        """Both steps with the smallest windows in the other one, so that a peak is that of ``plan``'s own step."""
-        return tuple(
-            (p, plan if p is part else min(self._grids(size, p), key=lambda q: q.window[0] * q.window[1])) for p in parts
-        )
+            ordered = sorted(grids[part], key=lambda plan: plan.tile_tax)
+            steps = [tuple((other, plan if other is part else smallest[other]) for other in parts) for plan in ordered]
+            fitting = (dict(step)[part] for step in steps if self._fits(self._finish(size, step)))
+            chosen.append((part, next(fitting, smallest[part])))
+        yield self._finish(size, tuple(chosen))
 
     def _grids(self, size: Size, part: Part) -> Iterator[TilePlan]:
         """Balanced plans for every number of windows per axis that the halo allows."""
