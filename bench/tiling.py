@@ -1,0 +1,212 @@
+"""Figures of exact tiling: equality, tile tax, memory, and what blending costs instead.
+
+    python -m mgvq_export.bench.tiling exact BUNDLE        codes and pixels against the untiled run, at several sizes
+    python -m mgvq_export.bench.tiling tax BUNDLE          tile tax predicted and measured, one cut and two
+    python -m mgvq_export.bench.tiling memory BUNDLE       predicted against measured peak memory
+    python -m mgvq_export.bench.tiling blend BUNDLE IMAGE  blended against exact tiles
+
+Each prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mgvq_export.bundle import Bundle
+from mgvq_export.errors import InputError
+from mgvq_export.parity.seams import measure_seams
+from mgvq_export.runtime.images import read_image
+from mgvq_export.runtime.planner import Costs
+from mgvq_export.runtime.tiling import TilePlan, TrunkPlan
+from mgvq_export.runtime.tokenizer import Tokenizer
+from mgvq_export.spec import Part
+
+EXACT_SIZES = ((512, 768), (509, 771), (640, 520), (1000, 333), (777, 1021))
+MEMORY_CASES = ((512, 512), (768, 1024), (1080, 1920), (1440, 2560), (2160, 3840))
+CUTS = {
+    "encoder": ((Part.ENCODER_TRUNK,), (Part.ENCODER_TRUNK_FINE, Part.ENCODER_TRUNK_COARSE)),
+    "decoder": ((Part.DECODER_TRUNK,), (Part.DECODER_TRUNK_COARSE, Part.DECODER_TRUNK_FINE)),
+}
+
+
+def texture(height: int, width: int) -> np.ndarray:
+    """Waves and noise, uint8 [height, width, 3]: structure at every scale, the same for every run."""
+    rng = np.random.default_rng(height * 65536 + width)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    waves = np.stack([np.sin(x / (11 + 3 * c)) * np.cos(y / (7 + 2 * c)) for c in range(3)], axis=2)
+    return np.clip(128 + 80 * waves + rng.normal(0, 25, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def exact(bundle: Bundle, tile: int, sizes: list[tuple[int, int]]) -> None:
+    """Tiled against untiled: differing codes, and the largest difference of decoded pixels before rounding to 8 bits."""
+    print("| image | encoder | codes differ | decoder | pixels max abs, 8 bit |\n|---|---|---|---|---|")
+    for height, width in sizes:
+        image = texture(height, width)
+        with Tokenizer.open(bundle, backend="ort-cpu", tiling="off") as tokenizer:
+            tokens = tokenizer.encode(image)
+            pixels = tokenizer.decode(tokens)
+        with Tokenizer.open(bundle, backend="ort-cpu", tiling="exact", tile=tile) as tokenizer:
+            plans = tokenizer.encode_plan(height, width), tokenizer.decode_plan(height, width)
+            codes = tokenizer.encode(image).codes
+            difference = int(np.abs(tokenizer.decode(tokens).astype(np.int16) - pixels).max())
+        differ = int((codes != tokens.codes).sum())
+        print(f"| {width}x{height} | {plans[0]} | {differ} of {codes.size:,} | {plans[1]} | {difference} |", flush=True)
+
+
+def fixed_plan(bundle: Bundle, parts: tuple[Part, ...], size: tuple[int, int], tile: int | None) -> TrunkPlan:
+    """A plan with windows of ``tile`` image pixels in every part; None for one window."""
+    spec, steps = bundle.spec, []
+    scales = {"trunk": spec.trunk_stride if parts[0] is Part.DECODER_TRUNK else 1}
+    for part in parts:
+        reach = bundle.reach(part)
+        if part in (Part.ENCODER_TRUNK_COARSE, Part.DECODER_TRUNK_FINE):
+            scale = 2 ** (spec.inner_stage or 0)
+        else:
+            scale = spec.trunk_stride if part is Part.DECODER_TRUNK_COARSE else scales["trunk"]
+        window = None if tile is None else (tile // scale, tile // scale)
+        steps.append((part, TilePlan.fit((size[0] // scale, size[1] // scale), reach, window, scale=scale, balance=True)))
+    works = [Costs(spec).work(part) for part in parts]
+    tax = sum(work * plan.tile_tax for work, (_, plan) in zip(works, steps, strict=True)) / sum(works)
+    return TrunkPlan(tuple(steps), 0, tax)
+
+
+def tax(bundle: Bundle, size: tuple[int, int], measured: bool) -> None:
+    """Work tiled over work untiled, for windows of 512, 1024 and 2048; measured as time of the trunk alone."""
+    spec = bundle.spec
+    height, width = size
+    print(
+        f"{spec.name}, image {width}x{height}\n\n| direction | windows | cut | plan | predicted | measured |\n|---|---|---|---|---|---|"
+    )
+    with Tokenizer.open(bundle, backend="ort-cpu") as tokenizer:
+        pipeline = tokenizer.pipeline
+        image = texture(height, width)
+        features = np.random.default_rng(0).normal(
+            size=(1, spec.latent_channels, height // spec.downsample, width // spec.downsample)
+        )
+
+        def seconds(plan: TrunkPlan) -> float:
+            start = time.perf_counter()
+            if str(plan.steps[0][0]).startswith("encoder"):
+                pipeline.latent(image, plan)
+            else:
+                pipeline.reconstruct(features.astype(np.float32), plan)
+            return time.perf_counter() - start
+
+        for direction, cuts in CUTS.items():
+            untiled = 0.0
+            if measured:
+                plan = fixed_plan(bundle, cuts[0], size, None)
+                seconds(plan)  # the first run loads the graphs
+                untiled = min(seconds(plan) for _ in range(2))
+            for tile in (512, 1024, 2048):
+                for number, parts in enumerate(cuts, 1):
+                    if not all(bundle.has_part(part) for part in parts):
+                        continue
+                    try:
+                        plan = fixed_plan(bundle, parts, size, tile)
+                    except InputError as error:
+                        print(f"| {direction} | {tile} | {number} | {error} | | |")
+                        continue
+                    if measured:
+                        seconds(plan)
+                    found = f"{min(seconds(plan) for _ in range(2)) / untiled:.2f}" if measured else ""
+                    print(f"| {direction} | {tile} | {number} | {plan} | {plan.tile_tax:.2f} | {found} |", flush=True)
+
+
+_CHILD = (
+    "import sys; from mgvq_export.bench.tiling import peak; peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])"
+)
+
+
+def peak(path: str, height: int, width: int, limit: str) -> None:
+    """Encode and decode once under ``limit``; print what was predicted and what the process reached, in MiB."""
+    image = texture(height, width)
+    tokens = None
+    for direction in ("encode", "decode"):
+        with Tokenizer.open(path, backend="ort-cpu", memory_limit=limit) as tokenizer:
+            plan = tokenizer.encode_plan(height, width) if direction == "encode" else tokenizer.decode_plan(height, width)
+            Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark so far
+            start = time.perf_counter()
+            if direction == "encode":
+                tokens = tokenizer.encode(image)
+            else:
+                assert tokens is not None
+                tokenizer.decode(tokens)
+            elapsed = time.perf_counter() - start
+        status = Path("/proc/self/status").read_text().splitlines()
+        high = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+        predicted = plan.peak_bytes / 2**20
+        error = 100 * (predicted / high - 1)
+        print(
+            f"| {width}x{height} | {limit} | {direction} | {plan} | {predicted:.0f} | {high:.0f} | {error:+.1f} % | {elapsed:.1f} |",
+            flush=True,
+        )
+
+
+def memory(bundle: Bundle, cases: list[tuple[int, int]], limits: list[str]) -> None:
+    """Predicted and measured peak memory (Linux), every case in a process of its own."""
+    print(
+        "| image | limit | direction | plan | predicted MiB | measured MiB | error | seconds |\n|---|---|---|---|---|---|---|---|",
+        flush=True,
+    )
+    for height, width in cases:
+        for limit in limits:
+            command = [sys.executable, "-P", "-c", _CHILD, str(bundle.path), str(height), str(width), limit]
+            done = subprocess.run(command, text=True, capture_output=True, check=False)
+            lines = done.stderr.strip().splitlines()
+            print(done.stdout.strip() or f"| {width}x{height} | {limit} | | {lines[-1] if lines else ''} | | | | |", flush=True)
+
+
+def blend(bundle: Bundle, path: str, tile: int) -> None:
+    """Share of codes that blending changes, the PSNR it loses, and the seams it leaves."""
+    image = read_image(path)
+    results = {}
+    for mode in ("off", "exact", "blend"):
+        with Tokenizer.open(bundle, backend="ort-cpu", tiling=mode, tile=None if mode == "off" else tile) as tokenizer:
+            tokens = tokenizer.encode(image)
+            results[mode] = tokens.codes, tokenizer.decode(tokens), tokenizer.decode_plan(*image.shape[:2])
+    codes, pixels, _ = results["off"]
+    print("| mode | plan | codes changed | PSNR dB | seams |\n|---|---|---|---|---|")
+    for mode, (found, decoded, plan) in results.items():
+        psnr = 10 * np.log10(255**2 / np.mean((decoded.astype(np.float64) - image) ** 2))
+        ((_, windows),) = plan.steps
+        rows = sorted({window.kept[0].start for window in windows.windows} - {0})
+        columns = sorted({window.kept[1].start for window in windows.windows} - {0})
+        seams = str(measure_seams(decoded, pixels, (rows, columns))) if rows or columns else ""
+        print(f"| {mode} | {plan} | {np.mean(found != codes):.2%} | {psnr:.2f} | {seams} |")
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return int(height), int(width)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Figures of exact tiling.")
+    parser.add_argument("figure", choices=("exact", "tax", "memory", "blend"))
+    parser.add_argument("bundle")
+    parser.add_argument("image", nargs="?")
+    parser.add_argument("--tile", type=int, default=256)
+    parser.add_argument("--size", type=_size, action="append", help="WIDTHxHEIGHT; may be repeated")
+    parser.add_argument("--limit", action="append", help="memory limits, e.g. 1GiB; may be repeated")
+    parser.add_argument("--predict-only", action="store_true", help="do not measure the tile tax")
+    options = parser.parse_args()
+    bundle = Bundle.open(options.bundle)
+    if options.figure == "exact":
+        exact(bundle, options.tile, options.size or list(EXACT_SIZES))
+    elif options.figure == "tax":
+        tax(bundle, (options.size or [(2048, 2048)])[0], not options.predict_only)
+    elif options.figure == "memory":
+        memory(bundle, options.size or list(MEMORY_CASES), options.limit or ["1GiB", "2GiB"])
+    else:
+        blend(bundle, options.image, options.tile)
+
+
+if __name__ == "__main__":
+    main()
