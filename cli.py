@@ -196,6 +196,51 @@ def export(
     lines.close()
 
 
+@verb(
+    BUNDLE,
+    click.option("--precision", default="fp16", show_default=True, help="Graphs to build from."),
+    click.option("--part", "parts", multiple=True, help="One engine only; may be repeated. [default: all that images need]"),
+    click.option("--shape", "shapes", multiple=True, metavar="HxW", help="Image size; may be repeated, one profile each."),
+    click.option("--tile", metavar="HxW", help="Build trunks for windows of this size, halo included."),
+    click.option("--batch", type=int, default=1, show_default=True, help="Largest batch of windows (with --tile) or images."),
+    click.option("--builder-level", type=int, default=3, show_default=True, help="0: fastest build, 5: fastest engine."),
+    click.option("--workspace", metavar="SIZE", help="Largest scratch memory, such as 4GiB. [default: all the GPU has]"),
+    click.option("--arch", "architecture", type=int, default=75, show_default=True, help="Oldest GPU for the embedded kernel."),
+    click.option("--version-compatible", is_flag=True, help="Engines load under later TensorRT versions too."),
+    click.option("--hardware-compatible", is_flag=True, help="Engines run on other GPUs from Ampere on too."),
+    click.option("--detailed", is_flag=True, help="Keep every layer's details for the engine inspector."),
+)
+def build(
+    bundle: Path, shapes: tuple[str, ...], tile: str | None, workspace: str | None, as_json: bool, debug: bool, **options: Any
+) -> None:
+    """Build TensorRT engines into BUNDLE, on the GPU that is to run them; those that still fit are kept.
+
+    \b
+    mgvq-export build bundle --shape 1440x2560                whole images
+    mgvq-export build bundle --shape 1440x2560 --tile 768x768 trunks in windows
+    """
+    from mgvq_export.bundle import Bundle
+    from mgvq_export.export.engine_options import BuildOptions, parse_size
+    from mgvq_export.export.engines import build_engines
+    from mgvq_export.runtime.planner import parse_bytes
+
+    wanted = BuildOptions(
+        shapes=tuple(parse_size(shape) for shape in shapes),
+        tile=parse_size(tile) if tile else None,
+        workspace=parse_bytes(workspace) if workspace else None,
+        **options,
+    )
+    with progress_bar("build", len(wanted.wanted_parts)) as update:
+        engines = build_engines(
+            Bundle.open(bundle), wanted, progress=lambda step: update(str(step), step.index + step.share_of_engine)
+        )
+    lines = Lines(as_json)
+    for engine in engines:
+        note = "kept" if engine.reused else "; ".join(engine.reasons)
+        lines.add(engine.path, engine.seconds, note, part=str(engine.part), reused=engine.reused, reasons=engine.reasons)
+    lines.close()
+
+
 @verb(BUNDLE, IMAGES, *RUN_OPTIONS, click.option("--packed", is_flag=True, help="Pack codes to their bits."), MAX_PIXELS)
 def encode(bundle: Path, images: tuple[Path, ...], output: Path, packed: bool, max_pixels: int | None, **options: Any) -> None:
     """Turn images into token files, <name>.safetensors."""

@@ -1,0 +1,277 @@
+"""TensorRT's builder: one graph in, the bytes of one engine out. Everything here speaks to TensorRT; nothing touches files.
+
+Networks are strongly typed: the graph's own types are the engine's types, in TensorRT 10.16 and 11 alike, so no precision is set.
+TF32 is off, because it moves codes between near-equal rows. Flags are taken by name: their numbers differ between versions.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mgvq_export.errors import BackendError
+from mgvq_export.export.engine_cache import Machine
+from mgvq_export.export.engine_options import BuildOptions, Profile
+from mgvq_export.ops.trt_plugin import import_tensorrt, register_plugin
+
+OLDEST = (10, 16, 1)  # earlier ones read past the arguments of kernels embedded ahead of time, or lack parser flags
+
+#: Called with the phase TensorRT is in and the share of it that is done, 0 to 1, from another thread.
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class EngineJob:
+    """One engine to build.
+
+    Attributes:
+        name: what messages call it, e.g. ``fp16/encoder``.
+        model: the ONNX graph, serialized.
+        graph_path: where the graph came from: its weights are looked for beside it.
+        values: numpy dtype of every input and output by name, checked after parsing.
+        plugins: how many plugin layers the network must have.
+        profiles: per profile, the shapes of every dynamic input.
+        options: how to build.
+        timings: serialized timing cache of earlier builds, or ``b""``.
+    """
+
+    name: str
+    model: bytes
+    graph_path: Path
+    values: Mapping[str, str]
+    plugins: int
+    profiles: list[dict[str, Profile]]
+    options: BuildOptions
+    timings: bytes = b""
+
+
+def find_machine() -> Machine:
+    """TensorRT and GPU of this process. Raises :class:`BackendError` with the remedy when one is missing or too old."""
+    trt = import_tensorrt()
+    version = tuple(int(number) for number in re.findall(r"\d+", trt.__version__)[:3])
+    if version < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise BackendError(
+            f"TensorRT {trt.__version__} is too old; wanted {oldest} or newer: pip install -U 'tensorrt>={oldest}'"
+        )
+    gpu, capability = _gpu()
+    return Machine(trt.__version__, gpu, capability)
+
+
+def _gpu() -> tuple[str, str]:
+    """Name and compute capability of the current CUDA device."""
+    remedy = "engines are built on the GPU they run on: install NVIDIA's driver and check that nvidia-smi lists a GPU"
+    try:
+        from cuda.bindings import runtime as cudart
+    except ImportError as error:
+        raise BackendError(f"building engines needs cuda-bindings ({error}): pip install 'mgvq-export[tensorrt]'") from None
+    try:
+        error, device = cudart.cudaGetDevice()
+        if int(error) == 0:
+            error, properties = cudart.cudaGetDeviceProperties(device)
+    except RuntimeError as failure:  # the bindings find the driver at the first call
+        raise BackendError(f"no usable GPU ({str(failure).splitlines()[0]}); {remedy}") from None
+    if int(error) != 0:
+        raise BackendError(f"no usable GPU ({error.name}); {remedy}")
+    return properties.name.rstrip(b"\0").decode(), f"{properties.major}.{properties.minor}"
+
+
+def build_plan(job: EngineJob, report: Report = lambda phase, share: None) -> tuple[Any, bytes]:
+    """Build one engine: Register / Parse / Configure / Build.
+
+    TensorRT runs in a thread of its own, so that Ctrl-C reaches Python: the build is then cancelled at its next step and
+    KeyboardInterrupt raised once TensorRT has stopped.
+
+    Returns:
+        The serialized engine (a buffer), and the timing cache to keep for the next build.
+
+    Raises:
+        BackendError: TensorRT refuses the graph, a type or a profile, does not take the plugin, or fails to build.
+    """
+    trt = import_tensorrt()
+    if job.plugins:
+        register_plugin(architecture=job.options.architecture)  # before parsing: the parser looks it up
+    messages = _logger(trt)
+    monitor = _monitor(trt, report)
+    results: list[tuple[Any, bytes]] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(_build(trt, job, messages, monitor))
+        except BaseException as error:  # raised again below, in the caller's thread
+            failures.append(error)
+
+    # A daemon: a second Ctrl-C must not wait for TensorRT's next step.
+    thread = threading.Thread(target=work, name="tensorrt-build", daemon=True)
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)  # with a limit, because only then does Ctrl-C interrupt the wait
+    except KeyboardInterrupt:
+        monitor.cancelled = True
+        if thread.is_alive():
+            thread.join()
+        raise
+    if monitor.failure is not None:
+        raise monitor.failure
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def _build(trt: ModuleType, job: EngineJob, messages: Any, monitor: Any) -> tuple[Any, bytes]:
+    try:
+        builder = trt.Builder(messages)
+    except Exception as error:  # the bindings raise TypeError when the library gives no builder
+        raise _failed(job, "TensorRT does not start", messages, str(error)) from error
+    # Parse
+    kinds = trt.NetworkDefinitionCreationFlag
+    flags = 1 << int(kinds.STRONGLY_TYPED) | 1 << int(kinds.PREFER_AOT_PYTHON_PLUGINS)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, messages)
+    if not parser.parse(job.model, path=str(job.graph_path)):
+        raise _failed(job, "TensorRT cannot parse the graph", messages, _parse_errors(parser))
+    _check_network(trt, job, network)
+    # Configure
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.builder_optimization_level = job.options.builder_level
+    verbosity = trt.ProfilingVerbosity
+    config.profiling_verbosity = verbosity.DETAILED if job.options.detailed else verbosity.LAYER_NAMES_ONLY
+    if job.options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.options.workspace)
+    if job.options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if job.options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    _add_profiles(job, builder, config)
+    # A cache of another driver or GPU is refused, and a broken one gives None: both begin anew.
+    timing_cache = config.create_timing_cache(job.timings)
+    if timing_cache is None or not config.set_timing_cache(timing_cache, ignore_mismatch=False):
+        timing_cache = config.create_timing_cache(b"")
+        config.set_timing_cache(timing_cache, ignore_mismatch=False)
+    config.progress_monitor = monitor
+    # Build
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise _failed(job, "TensorRT cannot build the engine", messages, "no reason given")
+    return plan, bytes(memoryview(timing_cache.serialize()))
+
+
+def _add_profiles(job: EngineJob, builder: Any, config: Any) -> None:
+    for shapes in job.profiles:
+        profile = builder.create_optimization_profile()
+        for name, shape in shapes.items():
+            profile.set_shape(name, shape.min, shape.opt, shape.max)
+        if config.add_optimization_profile(profile) < 0:
+            said = ", ".join(f"{name} {list(shape.min)} to {list(shape.max)}" for name, shape in shapes.items())
+            raise BackendError(
+                f"{job.name}: TensorRT refuses the optimisation profile {said}; choose another --shape, --tile or --batch"
+            )
+
+
+def _check_network(trt: ModuleType, job: EngineJob, network: Any) -> None:
+    """The parsed network has the plugin and the types of the graph."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    plugins = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
+    if plugins != job.plugins:
+        raise BackendError(
+            f"{job.name}: TensorRT {trt.__version__} made {plugins} plugin layers of {job.plugins} GroupedArgmin nodes; "
+            "install a TensorRT this release supports (10.16.1 or newer), and report it if it is one"
+        )
+    types = {
+        "float32": trt.float32,
+        "float16": trt.float16,
+        "int32": trt.int32,
+        "int64": trt.int64,
+        "uint8": trt.uint8,
+    }
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    tensors += [network.get_output(index) for index in range(network.num_outputs)]
+    found = {tensor.name: tensor.dtype for tensor in tensors}
+    for name, dtype in job.values.items():
+        if found.get(name) != types[dtype]:
+            raise BackendError(f"{job.name}: TensorRT made {name} {found.get(name)}; wanted {dtype}: export the bundle again")
+
+
+def _parse_errors(parser: Any) -> str:
+    """The first error with its node, and how many more there are."""
+    if parser.num_errors == 0:
+        return "no reason given"
+    error = parser.get_error(0)
+    where = f"node {error.node_name() or error.node()} ({error.node_operator()}): "
+    more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
+    return f"{where}{error.desc()}{more}"
+
+
+def _failed(job: EngineJob, what: str, messages: Any, otherwise: str) -> BackendError:
+    """One line: what failed and TensorRT's own first error."""
+    reason = " ".join((otherwise if what.endswith("graph") else next(iter(messages.errors), otherwise)).split())[:400]
+    remedies = {
+        "TensorRT does not start": "check the driver with nvidia-smi",
+        "TensorRT cannot parse the graph": "export the bundle again with this release",
+        "TensorRT cannot build the engine": "free GPU memory, or try a smaller --shape, --tile or --batch, or another --workspace",
+    }
+    return BackendError(f"{job.name}: {what}: {reason}; {remedies[what]}")
+
+
+def _logger(trt: ModuleType) -> Any:
+    severity = trt.ILogger.Severity
+
+    class Messages(trt.ILogger):
+        """Keeps TensorRT's errors; they say why a build gave nothing."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, level: Any, message: str) -> None:
+            if level in (severity.ERROR, severity.INTERNAL_ERROR):
+                self.errors.append(message)
+
+    return Messages()
+
+
+def _monitor(trt: ModuleType, report: Report) -> Any:
+    class Monitor(trt.IProgressMonitor):
+        """Passes progress on and cancels. TensorRT calls it from threads of its own, several at once."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.cancelled = False
+            self.failure: BaseException | None = None
+            self._lock = threading.Lock()
+            self._phases: dict[str, int] = {}  # outermost phases and their numbers of steps
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if not parent_phase:
+                with self._lock:
+                    self._phases[phase_name] = num_steps
+                self._report(phase_name, 0.0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if steps := self._phases.get(phase_name):
+                self._report(phase_name, min(1.0, (step + 1) / steps))
+            return not self.cancelled
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self._lock:
+                steps = self._phases.pop(phase_name, None)
+            if steps is not None:
+                self._report(phase_name, 1.0)
+
+        def _report(self, phase: str, share: float) -> None:
+            if self.cancelled:
+                return
+            try:
+                report(phase, share)
+            except BaseException as error:  # must not reach TensorRT's C++ code; raised again when it has stopped
+                self.failure, self.cancelled = error, True
+
+    return Monitor()
