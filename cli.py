@@ -339,6 +339,32 @@ class Run:
         self.lines.close()
 
 
+@verb(
+    BUNDLE,
+    click.argument("images", nargs=-1, type=click.Path(path_type=Path)),
+    click.option("--backend", default="auto", show_default=True, help="Backend to verify."),
+    click.option("--checkpoint", help="What the bundle was exported from. [default: the file it was exported from]"),
+    click.option("--only", multiple=True, metavar="QUESTION", help="Ask this question only; may be repeated."),
+)
+def verify(bundle: Path, images: tuple[Path, ...], as_json: bool, debug: bool, **options: Any) -> None:
+    """Check that BUNDLE computes what its network computes, on IMAGES or on three sample photos.
+
+    \b
+    Questions: network, precision, backend, quantizer, decoder, graphs, batch, tiling, round-trip.
+    mgvq-export verify bundle --only network --only tiling photo.jpg
+    """
+    from mgvq_export.parity.verify import verify as verify_bundle
+
+    with progress_bar("verify", 9) as update:
+        report = verify_bundle(bundle, images, progress=update, **options)
+    if as_json:
+        echo_json(report.to_dict())
+    else:
+        echo_table(*report.table())
+        click.echo(report.summary())
+    report.raise_if_failed()
+
+
 @verb(click.argument("target"))
 def inspect(target: str, as_json: bool, debug: bool) -> None:
     """Say what TARGET is and holds: a checkpoint, bundle, token file or ONNX graph."""
