@@ -88,14 +88,9 @@ def tiled_pixels(tokenizer: Tokenizer, codes: np.ndarray, plan: TilePlan) -> np.
     return image
 
 
-def image_of(tokenizer: Tokenizer, codes: np.ndarray, plan: TilePlan | None = None) -> np.ndarray:
-    """Codes int32 [1, G, h, w] -> uint8 [H, W, 3] by the runtime's own pipeline, in one window or by ``plan``."""
-    spec = tokenizer.spec
-    if plan is None:
-        cells = spec.downsample // spec.trunk_stride
-        size = (codes.shape[2] * cells, codes.shape[3] * cells)
-        plan = TilePlan.fit(size, tokenizer.bundle.reach(Part.DECODER_TRUNK), scale=spec.trunk_stride)
-    return tokenizer.pipeline.decode(codes[0], spec.groups, TrunkPlan(((Part.DECODER_TRUNK, plan),)))
+def tiled_image(tokenizer: Tokenizer, codes: np.ndarray, plan: TilePlan) -> np.ndarray:
+    """Codes int32 [1, G, h, w] -> uint8 [H, W, 3], by the runtime's own pipeline, window by window."""
+    return tokenizer.pipeline.decode(codes[0], codes.shape[1], TrunkPlan(((Part.DECODER_TRUNK, plan),)))
 
 
 def probe_latent(spec: ModelSpec, codebook: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -13,9 +13,9 @@ from mgvq_export.parity import network as torch_network
 from mgvq_export.parity.compare import CodeDifferences, Worst
 from mgvq_export.parity.metrics import agreement, max_abs, psnr, relative_l2
 from mgvq_export.parity.report import REPORTED, CheckResult
-from mgvq_export.parity.subject import Images, Subject
+from mgvq_export.parity.subject import SAMPLE_SIDE, Images, Subject
 from mgvq_export.parity.tolerances import tolerance
-from mgvq_export.runtime.images import to_float
+from mgvq_export.runtime.images import to_float, to_uint8
 from mgvq_export.runtime.ort import OrtSession
 from mgvq_export.runtime.pipeline import Session
 from mgvq_export.spec import Part
@@ -61,7 +61,6 @@ def ask_precision(subject: Subject) -> Checks:
 
 def _against_reference(subject: Subject, name: str) -> Checks:
     reference, tokenizer = subject.reference, subject.tokenizer(name)
-    base = subject.tokenizer(reference)
     latent = Worst(f"precision/{name}/latent", f"Is the {name} latent that of {reference}?", tolerance("latent", "fp16"))
     codes = CodeDifferences(
         f"precision/{name}/codes", f"Are enough {name} codes those of {reference}?", tolerance("codes", "fp16")
@@ -75,7 +74,7 @@ def _against_reference(subject: Subject, name: str) -> Checks:
         latent.add(image, relative_l2(subject.latent(image, name), wanted))
         codes.add(image, wanted, subject.codebook, subject.codes(image, name), wanted_codes)
         pixels = graphs.pixels_of(tokenizer, wanted_codes)
-        quality.add(image, psnr(pixels, graphs.pixels_of(base, wanted_codes), peak=2.0))
+        quality.add(image, psnr(pixels, subject.pixels(image, reference), peak=2.0))
     return [latent.result(), codes.agreement_result(tolerance("agreement", "fp16")), quality.result()]
 
 
@@ -150,7 +149,7 @@ def ask_decoder(subject: Subject) -> Checks:
     """On identical codes: groups left out, and against the network for every number of groups that is a power of two."""
     precision, spec = subject.reference, subject.bundle.spec
     tokenizer = subject.tokenizer(precision)
-    name, image = next(iter(subject.images.items()))
+    name, image = subject.sample
     codes = graphs.codes_of(tokenizer, graphs.latent_of(tokenizer, image))
     counts = sorted({1, *(2**n for n in range(spec.groups.bit_length()) if 2**n <= spec.groups), spec.groups})
     rows = Worst("decoder/groups", "Does the dequantizer set the groups left out to zero, and only those?", tolerance("exact"))
@@ -172,11 +171,11 @@ def ask_decoder(subject: Subject) -> Checks:
 def ask_graphs(subject: Subject) -> Checks:
     """Do the graphs that are the same layers cut elsewhere (whole, trunk and head, fine and coarse) agree?"""
     checks = []
-    image_name, image = next(iter(subject.images.items()))
+    image_name, image = subject.sample
     for precision in subject.bundle.precisions:
         tokenizer = subject.tokenizer(precision)
         kind = "fp32" if precision == "fp32" else "fp16"
-        codes = graphs.codes_of(tokenizer, subject.latent(image_name, precision))
+        codes = graphs.codes_of(tokenizer, graphs.latent_of(tokenizer, image))
         quantized = graphs.lookup(tokenizer, codes)
         ways: dict[str, tuple[np.ndarray, tuple[Part, ...], tuple[Part, ...]]] = {
             "encoder": (to_float(image), (Part.ENCODER_TRUNK, Part.ENCODER_HEAD), (Part.ENCODER,)),
@@ -225,8 +224,8 @@ def ask_batch(subject: Subject) -> Checks:
 
 
 def _same_size(images: Images) -> Images:
-    """All images cut to the size that fits into each of them; a single one is joined by its mirror image."""
-    height, width = (min(image.shape[axis] for image in images.values()) for axis in (0, 1))
+    """All images cut to 256 pixels a side, or the smallest size among them; a single one is joined by its mirror image."""
+    height, width = (min(SAMPLE_SIDE, *(image.shape[axis] for image in images.values())) for axis in (0, 1))
     cut = {name: image[:height, :width] for name, image in images.items()}
     if len(cut) == 1:
         ((name, image),) = cut.items()
@@ -245,7 +244,8 @@ def ask_tiling(subject: Subject) -> Checks:
         codes = CodeDifferences(f"tiling/{precision}/codes", "Are the tiled codes the untiled ones?", tolerance("codes", kind))
         pixels = Worst(f"tiling/{precision}/pixels", "Are the tiled pixels the untiled ones?", tolerance("pixels", kind))
         steps = Worst(f"tiling/{precision}/image", "Is the tiled 8-bit image the untiled one?", tolerance("steps"))
-        for name, image in subject.images.items():
+        for name in subject.some_images(precision):
+            image = subject.images[name]
             height, width = image.shape[:2]
             plan = graphs.window_plan((height, width), subject.bundle.reach(Part.ENCODER_TRUNK))
             wanted, wanted_codes = subject.latent(name, precision), subject.codes(name, precision)
@@ -256,29 +256,34 @@ def ask_tiling(subject: Subject) -> Checks:
             size = (height // stride, width // stride)
             plan = graphs.window_plan(size, subject.bundle.reach(Part.DECODER_TRUNK), scale=stride)
             if len(plan.windows) > 1:
-                untiled = graphs.pixels_of(tokenizer, wanted_codes)
-                pixels.add(f"{name}, {plan}", max_abs(graphs.tiled_pixels(tokenizer, wanted_codes, plan), untiled))
-                whole = graphs.image_of(tokenizer, wanted_codes)
-                steps.add(name, max_abs(graphs.image_of(tokenizer, wanted_codes, plan), whole))
+                whole = subject.pixels(name, precision)
+                pixels.add(f"{name}, {plan}", max_abs(graphs.tiled_pixels(tokenizer, wanted_codes, plan), whole))
+                if np.isfinite(whole).all():
+                    found_image = graphs.tiled_image(tokenizer, wanted_codes, plan)
+                    steps.add(name, max_abs(found_image, to_uint8(whole)))
+                else:  # no 8-bit image can be made of it
+                    steps.add(name, math.nan)
         checks += [latent.result(), codes.result(), pixels.result(), steps.result()]
     return checks
 
 
 def ask_round_trip(subject: Subject) -> Checks:
     """How many codes does an image keep that is decoded and encoded again? A figure of the model; nothing judges it."""
-    checks = []
     question = "How many codes stay when a decoded image is encoded again?"
-    for precision in subject.bundle.precisions:
-        tokenizer = subject.tokenizer(precision)
-        shares: list[float] = []
-        for name in subject.images:
-            codes = subject.codes(name, precision)
-            image = graphs.image_of(tokenizer, codes)
-            shares.append(agreement(graphs.codes_of(tokenizer, graphs.latent_of(tokenizer, image)), codes))
-        each = ", ".join(f"{name} {share:.1%}" for name, share in zip(subject.images, shares, strict=True))
-        mean = math.fsum(shares) / len(shares)
-        checks.append(CheckResult(f"round-trip/{precision}", question, REPORTED, mean, None, f"share of equal codes: {each}"))
-    return checks
+    precision = subject.reference
+    tokenizer = subject.tokenizer(precision)
+    shares: list[float] = []
+    for name in subject.images:
+        pixels = subject.pixels(name, precision)
+        if not np.isfinite(pixels).all():
+            return [
+                CheckResult("round-trip", question, REPORTED, math.nan, None, f"{name} is decoded to values that are not finite")
+            ]
+        again = graphs.latent_of(tokenizer, to_uint8(pixels))
+        shares.append(agreement(graphs.codes_of(tokenizer, again), subject.codes(name, precision)))
+    each = ", ".join(f"{name} {share:.1%}" for name, share in zip(subject.images, shares, strict=True))
+    mean = math.fsum(shares) / len(shares)
+    return [CheckResult("round-trip", question, REPORTED, mean, None, f"share of equal codes: {each}")]
 
 
 #: The questions by the name that ``only`` takes, in the order they are asked.

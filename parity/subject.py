@@ -17,6 +17,8 @@ from mgvq_export.runtime.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from mgvq_export.model.network import MGVQ
 
+SAMPLE_SIDE = 256  # a multiple of every f
+
 Images = Mapping[str, np.ndarray]
 
 
@@ -38,6 +40,8 @@ class Subject:
     no_network: str = ""
     _tokenizers: dict[tuple[str, str], Tokenizer] = field(default_factory=dict)
     _latents: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)
+    _codes: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    _pixels: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
     @property
     def reference(self) -> str:
@@ -59,8 +63,26 @@ class Subject:
         return self._latents[key]
 
     def codes(self, image: str, precision: str) -> np.ndarray:
-        """The codes of an image by its name."""
-        return graphs.codes_of(self.tokenizer(precision), self.latent(image, precision))
+        """The codes of an image by its name, int32 [1, G, h, w]."""
+        if (image, precision) not in self._codes:
+            self._codes[image, precision] = graphs.codes_of(self.tokenizer(precision), self.latent(image, precision))
+        return self._codes[image, precision]
+
+    def pixels(self, image: str, precision: str) -> np.ndarray:
+        """The untiled decoding of :meth:`codes`, float32 [1, 3, H, W]."""
+        if (image, precision) not in self._pixels:
+            self._pixels[image, precision] = graphs.pixels_of(self.tokenizer(precision), self.codes(image, precision))
+        return self._pixels[image, precision]
+
+    def some_images(self, precision: str) -> list[str]:
+        """Names of the images to take where one is as good as another: all for the reference precision, the first for others."""
+        return list(self.images)[: None if precision == self.reference else 1]
+
+    @property
+    def sample(self) -> tuple[str, np.ndarray]:
+        """The first image and its name, cut to 256 pixels a side: enough where size does not matter."""
+        name, image = next(iter(self.images.items()))
+        return name, np.ascontiguousarray(image[:SAMPLE_SIDE, :SAMPLE_SIDE])
 
     @cached_property
     def codebook(self) -> np.ndarray:
