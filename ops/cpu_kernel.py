@@ -11,6 +11,7 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 import numpy as np
@@ -29,8 +30,7 @@ LOWEST = np.float32(np.finfo(np.float32).min)
 LARGEST = np.float32(np.finfo(np.float32).max)
 
 
-@intrinsic
-def _larger(typing_context, a, b):
+def _declare_larger(typing_context, a, b):
     """The larger of two float32. Python's own max or comparison compiles to a select that LLVM does not vectorise."""
 
     def generate(context, builder, signature, arguments):
@@ -39,6 +39,9 @@ def _larger(typing_context, a, b):
         return builder.call(maximum, arguments, fastmath=("nnan", "nsz"))
 
     return numba.float32(numba.float32, numba.float32), generate
+
+
+_larger: Any = intrinsic(_declare_larger)
 
 
 def _compile(dim: int, cache: bool) -> Callable[..., None]:
