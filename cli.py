@@ -74,6 +74,9 @@ RUN_OPTIONS = (
     click.option("--backend", default="auto", show_default=True, help="auto, ort-cpu or ort-cuda."),
     click.option("--precision", help="fp32 or fp16. [default: fp32 if the bundle has it]"),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one operator. [default: all cores]"),
+    click.option("--tiling", default="auto", show_default=True, help="auto, off, exact, or blend (changes codes; to compare)."),
+    click.option("--tile", metavar="N|HxW", help="Size of the windows in pixels. [default: what the memory limit allows]"),
+    click.option("--memory-limit", metavar="SIZE", help="For the whole process, such as 6GiB. [default: 80 % of what is free]"),
 )
 IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 GROUPS = click.option("--groups", type=int, help="Use only the first N coarse-to-fine groups. [default: all]")
@@ -138,6 +141,16 @@ def progress_bar(task: str, total: int) -> Iterator[Callable[[str, float], None]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(task, total=total)
         yield lambda description, done: progress.update(bar, description=description, completed=done)
+
+
+def parse_tile(text: str | None) -> tuple[int, int] | None:
+    """``"512"`` or ``"512x768"`` (height x width) -> (height, width). Raises :class:`InputError`."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise InputError(f"tile is {text!r}; wanted a side in pixels such as 512, or HxW such as 512x768")
+    return int(sides[0]), int(sides[-1])
 
 
 # ---- verbs
@@ -247,11 +260,14 @@ def encode(bundle: Path, images: tuple[Path, ...], output: Path, packed: bool, m
     run = Run(bundle, images, output, ".safetensors", options)
     for index, path in enumerate(images):
         start = time.perf_counter()
-        tokens = run.tokenizer.encode(run.read(path, max_pixels), progress=run.windows(index, path))
+        image = run.read(path, max_pixels)
+        plan = run.tokenizer.encode_plan(*image.shape[:2])
+        tokens = run.tokenizer.encode(image, plan=plan, progress=run.windows(index, path))
         tokens.save(run.target(path), packed=packed)
         height, width = tokens.image_size
-        note = f"{width}x{height} -> {tokens.groups} x {tokens.grid_size[1]}x{tokens.grid_size[0]} codes"
-        run.lines.add(run.target(path), time.perf_counter() - start, note, image_size=tokens.image_size, codes=tokens.codes.shape)
+        note = f"{width}x{height} -> {tokens.groups} x {tokens.grid_size[1]}x{tokens.grid_size[0]} codes, {plan}"
+        facts = {"image_size": tokens.image_size, "codes": tokens.codes.shape, "plan": str(plan)}
+        run.lines.add(run.target(path), time.perf_counter() - start, note, **facts)
     run.close()
 
 
@@ -265,10 +281,12 @@ def decode(bundle: Path, tokens: tuple[Path, ...], output: Path, groups: int | N
     run.tokenizer.check_groups(groups)
     for index, path in enumerate(tokens):
         start = time.perf_counter()
-        image = run.tokenizer.decode(Tokens.load(path), groups=groups, progress=run.windows(index, path))
+        loaded = Tokens.load(path)
+        plan = run.tokenizer.decode_plan(*loaded.image_size)
+        image = run.tokenizer.decode(loaded, groups=groups, plan=plan, progress=run.windows(index, path))
         write_image(run.target(path), image)
-        note = f"{image.shape[1]}x{image.shape[0]}"
-        run.lines.add(run.target(path), time.perf_counter() - start, note, image_size=image.shape[:2])
+        note = f"{image.shape[1]}x{image.shape[0]}, {plan}"
+        run.lines.add(run.target(path), time.perf_counter() - start, note, image_size=image.shape[:2], plan=str(plan))
     run.close()
 
 
@@ -308,8 +326,9 @@ class Run:
                 raise InputError(f"{other} and {path} would both be written to {self.target(path)}; rename one or run them apart")
         self.lines = Lines(options["as_json"])
         self._stack = contextlib.ExitStack()
-        names = ("backend", "precision", "threads")
-        self.tokenizer = self._stack.enter_context(Tokenizer.open(bundle, **{name: options[name] for name in names}))
+        names = ("backend", "precision", "threads", "tiling", "memory_limit")
+        chosen = {name: options[name] for name in names} | {"tile": parse_tile(options["tile"])}
+        self.tokenizer = self._stack.enter_context(Tokenizer.open(bundle, **chosen))
         self._update = self._stack.enter_context(progress_bar("", len(inputs)))
         click.get_current_context().call_on_close(self._stack.close)
 

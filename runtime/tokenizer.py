@@ -129,25 +129,27 @@ class Tokenizer:
         f = self.spec.downsample
         return -(-height // f) * f, -(-width // f) * f
 
-    def encode(self, image: np.ndarray, *, progress: Progress = _silent) -> Tokens:
+    def encode(self, image: np.ndarray, *, plan: TrunkPlan | None = None, progress: Progress = _silent) -> Tokens:
         """The tokens of ``image``, uint8 [H, W, 3], of any size.
 
         Sides that are no multiple of f are extended by repeating the last row and column; the tokens remember the size.
-        Raises :class:`InputError` for any other array.
+        ``plan``: how, as :meth:`encode_plan` gave it for this size; made anew when None. Raises :class:`InputError` for any other array.
         """
         padded, size = pad_to_multiple(check_image(image), self.spec.downsample)
-        codes = self.pipeline.encode(padded, self.encode_plan(*size), progress)
+        codes = self.pipeline.encode(padded, plan or self.encode_plan(*size), progress)
         return Tokens.from_spec(self.spec, codes, size, self.bundle.codebook_sha256)
 
-    def decode(self, tokens: Tokens, *, groups: int | None = None, progress: Progress = _silent) -> np.ndarray:
+    def decode(
+        self, tokens: Tokens, *, groups: int | None = None, plan: TrunkPlan | None = None, progress: Progress = _silent
+    ) -> np.ndarray:
         """The image of ``tokens``, uint8 [H, W, 3].
 
-        ``groups``: how many of the coarse-to-fine groups to use, 1 to G; all when None. Raises :class:`TokensError` when the
-        tokens belong to another codebook, :class:`InputError` when ``groups`` is out of range.
+        ``groups``: how many of the coarse-to-fine groups to use, 1 to G; all when None. ``plan``: how, as :meth:`decode_plan` gave
+        it for this size; made anew when None. Raises :class:`TokensError` when the tokens belong to another codebook, :class:`InputError` when ``groups`` is out of range.
         """
         tokens.check_model(self.spec, self.bundle.codebook_sha256)
         used = self.check_groups(groups)
-        image = self.pipeline.decode(tokens.codes, used, self.decode_plan(*tokens.image_size), progress)
+        image = self.pipeline.decode(tokens.codes, used, plan or self.decode_plan(*tokens.image_size), progress)
         return np.ascontiguousarray(crop(image, tokens.image_size))
 
     def check_groups(self, groups: int | None) -> int:
