@@ -98,13 +98,18 @@ def build_engines(
     Raises:
         BackendError: TensorRT, the GPU or the kernel's compiler is missing or too old, or TensorRT fails.
         BundleError: the bundle lacks a graph, or a file has changed since the export.
-        InputError: a tile of the wrong size, or a folder that cannot be written.
+        InputError: a tile of the wrong size, a kernel for later GPUs than this one, or a folder that cannot be written.
     """
     cache = cache or BuildCache.default()
     # Check
     for part in options.wanted_parts:
         bundle.graph(options.precision, part)
     machine = find_machine()
+    here = int(machine.compute_capability.replace(".", ""))
+    if options.architecture > here:
+        raise InputError(
+            f"the kernel is asked for architecture {options.architecture}, but {machine.gpu} is {here}: leave --arch out"
+        )
     tasks = [_task(bundle, part, options, machine) for part in options.wanted_parts]
     if any(task.job.plugins for task in tasks):
         register_plugin(architecture=options.architecture)  # now: a missing compiler must not be found after an hour

@@ -1,0 +1,487 @@
+"""Engines without a GPU: the builder driven through its whole life on a recording stand-in for TensorRT."""
+
+import _thread
+import json
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import fake_tensorrt as fake
+import pytest
+import stubs
+from click.testing import CliRunner
+
+from mgvq_export.bundle import Bundle
+from mgvq_export.cli import main
+from mgvq_export.errors import BackendError, InputError, MgvqError
+from mgvq_export.export import engines, trt_builder
+from mgvq_export.export.engine_cache import BuildCache, Machine, find_engine, reuse_reason
+from mgvq_export.export.engine_options import TILED_PARTS, UNTILED_PARTS, BuildOptions, Profile, parse_size, profiles
+from mgvq_export.files import sha256_file
+from mgvq_export.spec import Part
+
+SHAPES = ((64, 96),)
+QUANTIZER = BuildOptions(shapes=SHAPES, parts=(Part.QUANTIZER,))
+MACHINE = Machine("11.4.0.106", "NVIDIA H200", "9.0")
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
+    return Bundle.open(tmp_path / "bundle")
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return BuildCache(tmp_path / "cache")
+
+
+@pytest.fixture
+def trt(monkeypatch):
+    """Makes a Recorder the TensorRT of this process."""
+    record = fake.Recorder()
+    monkeypatch.setattr(trt_builder, "import_tensorrt", lambda: record.module)
+    monkeypatch.setattr(trt_builder, "_gpu", lambda: (MACHINE.gpu, MACHINE.compute_capability))
+    for module in (trt_builder, engines):
+        monkeypatch.setattr(module, "register_plugin", lambda *, architecture: record("register", architecture))
+    return record
+
+
+def build(bundle, cache, options=QUANTIZER, **keywords):
+    return engines.build_engines(bundle, options, cache=cache, **keywords)
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def one_line(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+# ---- options and profiles
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({}, "--shape"),
+        ({"tile": (64, 64)}, "whole image"),
+        ({"shapes": SHAPES, "batch": 0}, "batch is 0"),
+        ({"shapes": SHAPES, "builder_level": 6}, "builder level is 6"),
+        ({"shapes": SHAPES, "parts": ("encodr",)}, "no part 'encodr'; choose encoder, "),
+        ({"shapes": ((0, 8),)}, "shape is"),
+        ({"shapes": SHAPES, "workspace": 0}, "workspace is 0"),
+        ({"shapes": SHAPES, "hardware_compatible": True, "architecture": 90}, "--arch"),
+    ],
+)
+def test_contradicting_options_are_refused(wrong, match):
+    with pytest.raises(InputError, match=match):
+        BuildOptions(**wrong)
+
+
+@pytest.mark.parametrize("text", ["", "64", "64x", "64x64x3", "-1x4", "axb"])
+def test_a_size_that_is_none(text):
+    with pytest.raises(InputError, match="wanted height x width"):
+        parse_size(text)
+    assert parse_size(" 1440X2560 ") == (1440, 2560)
+
+
+def test_default_parts():
+    assert BuildOptions(shapes=SHAPES).wanted_parts == UNTILED_PARTS
+    assert BuildOptions(shapes=SHAPES, tile=(64, 64)).wanted_parts == TILED_PARTS
+    assert BuildOptions(tile=(64, 64), parts=("decoder_trunk",)).wanted_parts == (Part.DECODER_TRUNK,)
+
+
+IMAGE = [{"name": "image", "shape": ["batch", "height", "width", 3]}]
+FEATURES = [{"name": "features", "shape": ["batch", 64, "feature_height", "feature_width"]}]
+INNER = [{"name": "inner_features", "shape": ["batch", 32, "inner_height", "inner_width"]}]
+CODES = [{"name": "codes", "shape": ["batch", 4, "latent_height", "latent_width"]}, {"name": "groups", "shape": []}]
+
+
+@pytest.mark.parametrize(
+    ("part", "inputs", "options", "wanted"),
+    [
+        # The tiny network has f = 16 and a trunk stride of 8. Sizes are padded to whole latent cells; equal ones are one profile.
+        (Part.ENCODER, IMAGE, {"shapes": ((50, 90), (64, 96), (32, 32)), "batch": 2}, [(2, 64, 96, 3), (2, 32, 32, 3)]),
+        (Part.DEQUANTIZER, CODES, {"shapes": ((64, 96),)}, [(1, 4, 4, 6)]),
+        (Part.ENCODER_TRUNK, IMAGE, {"tile": (40, 48), "shapes": SHAPES, "batch": 4}, [(4, 40, 48, 3)]),
+        (Part.DECODER_TRUNK, FEATURES, {"tile": (40, 48), "shapes": SHAPES, "batch": 4}, [(4, 64, 5, 6)]),
+        (Part.DECODER_TRUNK_FINE, INNER, {"tile": (40, 48), "shapes": SHAPES}, [(1, 32, 10, 12)]),
+        (Part.ENCODER_HEAD, FEATURES, {"tile": (40, 48), "shapes": SHAPES, "batch": 4}, [(1, 64, 8, 12)]),
+        (Part.ENCODER_TRUNK, IMAGE, {"shapes": SHAPES, "batch": 3}, [(3, 64, 96, 3)]),
+    ],
+)
+def test_profiles(tiny_spec, part, inputs, options, wanted):
+    if part is Part.DECODER_TRUNK_FINE:
+        assert tiny_spec.inner_stage == 2
+    found = profiles(tiny_spec, part, inputs, BuildOptions(**options))
+    assert found == [{inputs[0]["name"]: Profile((1, *shape[1:]), shape, shape)} for shape in wanted]
+
+
+def test_a_tile_of_no_whole_cells_names_the_nearest(tiny_spec):
+    with pytest.raises(InputError, match="tile width is 50 px; wanted a multiple of 8, such as 48"):
+        profiles(tiny_spec, Part.ENCODER_TRUNK, IMAGE, BuildOptions(tile=(40, 50), shapes=SHAPES))
+
+
+# ---- one build
+
+
+def test_the_builder_is_asked_in_order(bundle, cache, trt):
+    (engine,) = build(bundle, cache)
+    register, *rest = trt.names()[1:]  # once before anything is built, once more by the build itself
+    assert (register, trt.of("register")) == ("register", [(75,), (75,)])
+    assert rest == [
+        "create_network",
+        "parse",
+        "create_builder_config",
+        "clear_flag",
+        "set",
+        "set",
+        "add_optimization_profile",
+        "create_timing_cache",
+        "set_timing_cache",
+        "set",
+        "build_serialized_network",
+    ]
+    assert trt.of("create_network") == [(1 << 5 | 1 << 7,)]
+    assert trt.of("parse") == [(str(bundle.path / "fp16" / "quantizer.onnx"),)]
+    assert trt.of("clear_flag") == [(fake.BuilderFlag.TF32,)]
+    assert trt.of("set")[:2] == [
+        ("builder_optimization_level", 3),
+        ("profiling_verbosity", fake.ProfilingVerbosity.LAYER_NAMES_ONLY),
+    ]
+    shape = (1, 16, 4, 6)
+    assert trt.of("add_optimization_profile") == [({"latent": (shape, shape, shape)},)]
+    assert engine.path.read_bytes() == fake.PLAN and not engine.reused and engine.reasons == ()
+
+
+def test_every_option_reaches_the_builder(bundle, cache, trt):
+    options = BuildOptions(
+        shapes=((64, 96), (32, 32)),
+        parts=(Part.QUANTIZER,),
+        batch=3,
+        builder_level=5,
+        workspace=2**30,
+        architecture=80,
+        version_compatible=True,
+        hardware_compatible=True,
+        detailed=True,
+    )
+    (engine,) = build(bundle, cache, options)
+    assert trt.of("register")[-1] == (80,)
+    assert trt.of("set_flag") == [(fake.BuilderFlag.VERSION_COMPATIBLE,)]
+    assert trt.of("set_memory_pool_limit") == [(fake.MemoryPoolType.WORKSPACE, 2**30)]
+    kept = dict(trt.of("set"))
+    assert kept["builder_optimization_level"] == 5
+    assert kept["profiling_verbosity"] is fake.ProfilingVerbosity.DETAILED
+    assert kept["hardware_compatibility_level"] is fake.HardwareCompatibilityLevel.AMPERE_PLUS
+    least, most = (1, 16, 2, 2), (3, 16, 2, 2)
+    assert trt.of("add_optimization_profile")[1] == ({"latent": (least, most, most)},)
+    assert engine.record["options"] == options.builder
+    assert engine.record["kernel"]["architecture"] == 80
+
+
+def test_all_default_engines_and_their_records(bundle, cache, trt):
+    built = build(bundle, cache, BuildOptions(shapes=SHAPES))
+    assert [engine.part for engine in built] == list(UNTILED_PARTS)
+    again = Bundle.open(bundle.path)
+    again.check_all()
+    assert again.engines == [engine.record for engine in built]
+    by_part = {record["part"]: record for record in again.engines}
+    encoder = by_part["encoder"]
+    assert encoder["file"] == "engines/nvidia-h200-trt11.4.0.106/fp16/encoder.engine"
+    assert encoder["sha256"] == sha256_file(bundle.path / encoder["file"]) and encoder["bytes"] == len(fake.PLAN)
+    assert encoder["inputs"] == [{"name": "image", "dtype": "uint8", "shape": ["batch", "height", "width", 3]}]
+    assert encoder["graph_sha256"] == bundle.graph("fp16", Part.ENCODER)["sha256"] and encoder["kernel"] is None
+    assert by_part["quantizer"]["kernel"].keys() == {"source_sha256", "nvrtc", "architecture"}
+    assert [name for name in files(bundle.path) if "/.mgvq" in name or name.startswith(".mgvq")] == []
+
+
+def test_progress_tells_phase_share_and_estimate(bundle, cache, trt):
+    steps = []
+    build(bundle, cache, progress=steps.append)
+    assert [(step.phase, step.share) for step in steps] == [
+        ("", 0.0),
+        ("Building engine", 0.0),
+        ("Building engine", 0.5),
+        ("Building engine", 1.0),
+    ]
+    assert {step.estimate_seconds for step in steps} == {None} and steps[0].share_of_engine == 0
+    record = bundle.engines[0]
+    cache.keep_time(record, 40)
+    shutil.rmtree(bundle.path / "engines")
+    steps.clear()
+    build(bundle, cache, progress=steps.append)
+    assert steps[0].estimate_seconds == 40 and str(steps[2]).startswith("quantizer: Building engine 50%, ")
+    assert str(steps[2]).endswith(" of about 40 s")
+
+
+def test_the_timing_cache_is_kept_across_builds_and_begun_anew_when_stale(bundle, cache, trt):
+    build(bundle, cache)
+    shutil.rmtree(bundle.path / "engines")
+    trt.calls.clear()
+    build(bundle, cache)
+    assert trt.of("set_timing_cache") == [(fake.TIMINGS, False)]
+    shutil.rmtree(bundle.path / "engines")
+    trt.calls.clear()
+    trt.stale_timings = True
+    build(bundle, cache)
+    assert trt.of("set_timing_cache") == [(fake.TIMINGS, False), (b"", False)]
+
+
+def test_timings_of_another_kernel_gpu_or_version_are_not_used(cache):
+    cache.keep_timings(MACHINE, "a" * 64, b"x")
+    assert cache.timings(MACHINE, "a" * 64) == b"x"
+    assert cache.timings(MACHINE, "b" * 64) == b""
+    assert cache.timings(Machine("11.5.0", MACHINE.gpu, "9.0"), "a" * 64) == b""
+    assert cache.timings(Machine(MACHINE.tensorrt, "NVIDIA L4", "8.9"), "a" * 64) == b""
+
+
+def test_a_cache_folder_that_cannot_be_used_does_not_matter(bundle, tmp_path, trt):
+    (tmp_path / "file").write_text("")
+    build(bundle, BuildCache(tmp_path / "file" / "cache"))
+    (tmp_path / "times").mkdir()
+    (tmp_path / "times" / "build-times.json").write_text("{damaged")
+    assert BuildCache(tmp_path / "times").estimate(bundle.engines[0]) is None
+
+
+# ---- failures
+
+
+@pytest.mark.parametrize(
+    ("failure", "match"),
+    [
+        ("start", r"TensorRT does not start: factory function returned nullptr; check the driver"),
+        ("parse", r"node encoder.stages.1/conv \(Conv\): weights of no type \(and 1 more\)"),
+        ("inlined", r"0 plugin layers of 1 GroupedArgmin nodes"),
+        ("types", r"TensorRT made latent DataType.int64; wanted float16"),
+        ("profile", r"refuses the optimisation profile latent \[1, 16, 4, 6\]"),
+        ("build", r"cannot build the engine: no reason given; free GPU memory"),
+        ("out of memory", r"cannot build the engine: out of memory: 8 GiB; free GPU memory"),
+    ],
+)
+def test_a_failure_is_one_line_and_leaves_nothing(bundle, cache, trt, failure, match):
+    before = files(bundle.path), (bundle.path / "manifest.json").read_bytes()
+    trt.failure = failure
+    with pytest.raises(BackendError, match=match) as error:
+        build(bundle, cache)
+    assert one_line(error).startswith("fp16/quantizer: ")
+    assert (files(bundle.path), (bundle.path / "manifest.json").read_bytes()) == before
+
+
+def test_ctrl_c_cancels_and_leaves_nothing(bundle, cache, trt):
+    before = files(bundle.path)
+    seen = []
+
+    def interrupted(monitor):
+        monitor.phase_start("Building engine", None, 10**9)
+        _thread.interrupt_main()
+        for step in range(3000):
+            seen.append(step)
+            if not monitor.step_complete("Building engine", step):
+                return False
+            time.sleep(0.01)
+        return True
+
+    trt.during_build = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        build(bundle, cache)
+    assert len(seen) < 3000  # TensorRT was told to stop, and had stopped before the caller went on
+    assert files(bundle.path) == before and Bundle.open(bundle.path).engines == []
+
+
+def test_a_failing_progress_callback_cancels_and_is_raised(bundle, cache, trt):
+    def broken(step):
+        if step.phase:
+            raise ZeroDivisionError("in the callback")
+
+    with pytest.raises(ZeroDivisionError):
+        build(bundle, cache, progress=broken)
+    assert Bundle.open(bundle.path).engines == [] and not (bundle.path / "engines").exists()
+
+
+def test_engines_finished_before_a_failure_stay(bundle, cache, trt):
+    options = BuildOptions(shapes=SHAPES, parts=(Part.ENCODER, Part.QUANTIZER))
+    trt.failure = "inlined"  # hurts the quantizer only
+    with pytest.raises(BackendError):
+        build(bundle, cache, options)
+    assert [record["part"] for record in Bundle.open(bundle.path).engines] == ["encoder"]
+    trt.failure = ""
+    assert [engine.reused for engine in build(Bundle.open(bundle.path), cache, options)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (BuildOptions(precision="int4", shapes=SHAPES), "no int4 graphs"),
+        (BuildOptions(tile=(40, 50), shapes=SHAPES), "multiple of 8"),
+        (BuildOptions(shapes=SHAPES, architecture=100), "NVIDIA H200 is 90"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_building(bundle, cache, trt, options, match):
+    with pytest.raises(MgvqError, match=match) as error:
+        build(bundle, cache, options)
+    assert one_line(error) and trt.calls == []
+
+
+def test_an_old_tensorrt_is_refused(bundle, cache, trt):
+    trt.module.__version__ = "10.13.3.9"
+    with pytest.raises(BackendError, match=r"10\.13\.3\.9 is too old; wanted 10\.16\.1 or newer"):
+        build(bundle, cache)
+
+
+# ---- reuse
+
+
+def test_an_equal_build_is_reused(bundle, cache, trt):
+    build(bundle, cache)
+    trt.calls.clear()
+    (engine,) = build(Bundle.open(bundle.path), cache)
+    assert engine.reused and engine.record == bundle.engines[0] and "parse" not in trt.names()
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (("graph_sha256",), "0", "the exported graph has changed since the engine was built"),
+        (("weights_sha256",), "0", "the exported weights have changed since the engine was built"),
+        (("engine_graph_sha256",), "0", "the graph handed to TensorRT has changed since the engine was built"),
+        (("kernel", "source_sha256"), "0", "the quantizer's GPU kernel has changed since the engine was built"),
+        (("kernel", "nvrtc"), "12.6", r"NVRTC is \S+ now and was 12.6 when the engine was built"),
+        (("kernel", "architecture"), 80, "the kernel's architecture is 75 now and was 80 when"),
+        (("tensorrt",), "10.16.1", "TensorRT is 11.4.0.106 now and was 10.16.1 when"),
+        (("gpu",), "NVIDIA L4", "the GPU is NVIDIA H200 now and was NVIDIA L4 when"),
+        (("compute_capability",), "8.9", "the compute capability is 9.0 now and was 8.9 when"),
+        (("profiles",), [], "the sizes or batches asked for .* have changed since"),
+        (("options", "builder_level"), 5, "the builder level is 3 now and was 5 when"),
+        (("options", "workspace_bytes"), 7, "the workspace limit is not set now and was 7 when"),
+        (("options", "version_compatible"), True, "version compatibility is off now and was on when"),
+        (("options", "hardware_compatible"), True, "hardware compatibility is off now and was on when"),
+        (("options", "detailed"), True, "detailed profiling is off now and was on when"),
+    ],
+)
+def test_every_difference_rebuilds_and_is_said(bundle, cache, trt, keys, value, said):
+    build(bundle, cache)
+    record = bundle.engines[0]
+    for key in keys[:-1]:
+        record = record[key]
+    assert record[keys[-1]] != value
+    record[keys[-1]] = value
+    bundle.write_manifest()
+    (engine,) = build(Bundle.open(bundle.path), cache)
+    assert not engine.reused and len(engine.reasons) == 1
+    assert re.match(said, engine.reasons[0])
+    assert len(Bundle.open(bundle.path).engines) == 1  # the new one took its place
+
+
+def test_a_record_that_is_not_the_engine_of_this_machine_stays(bundle, cache, trt):
+    build(bundle, cache)
+    old = bundle.engines[0]
+    trt.module.__version__ = "11.5.0.1"
+    (engine,) = build(Bundle.open(bundle.path), cache)
+    assert engine.reasons == ("TensorRT is 11.5.0.1 now and was 11.4.0.106 when the engine was built",)
+    assert Bundle.open(bundle.path).engines == [old, engine.record]
+
+
+def test_a_changed_or_missing_file_is_built_again(bundle, cache, trt):
+    (first,) = build(bundle, cache)
+    first.path.write_bytes(fake.PLAN[:-1] + b"?")
+    assert build(bundle, cache)[0].reasons == ("the engine's file has changed since it was written",)
+    first.path.unlink()
+    assert build(bundle, cache)[0].reasons == ("the engine's file is missing",)
+    assert first.path.read_bytes() == fake.PLAN
+
+
+def test_a_record_from_another_release_never_passes_by_accident(bundle):
+    bundle.manifest["engines"] = [{"part": "quantizer", "precision": "fp16"}]
+    wanted = {"part": "quantizer", "precision": "fp16", "file": "x", "gpu": "NVIDIA H200", "graph_sha256": "0"}
+    record, reasons = find_engine(bundle, wanted)
+    assert record is None
+    assert reasons == reuse_reason(bundle.engines[0], wanted)
+    assert "the GPU is NVIDIA H200 now and was not set when the engine was built" in reasons
+
+
+def test_another_build_of_the_same_bundle_loses_nothing(bundle, cache, trt):
+    other = Bundle.open(bundle.path)
+    build(bundle, cache, BuildOptions(shapes=SHAPES, parts=(Part.ENCODER,)))
+    build(other, cache)
+    assert [record["part"] for record in Bundle.open(bundle.path).engines] == ["encoder", "quantizer"]
+
+
+# ---- the command
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["build", *map(str, arguments)])
+
+
+def test_the_command_builds_and_keeps(bundle, trt, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = run(bundle.path, "--shape", "64x96", "--part", "quantizer", "--workspace", "4GiB")
+    assert first.exit_code == 0, first.output
+    assert "quantizer.engine  12 B" in first.stdout
+    assert trt.of("set_memory_pool_limit") == [(fake.MemoryPoolType.WORKSPACE, 4 * 2**30)]
+    assert run(bundle.path, "--shape", "64x96", "--part", "quantizer", "--workspace", "4GiB").stdout.endswith("kept\n")
+    changed = run(bundle.path, "--shape", "64x96", "--part", "quantizer", "--json")
+    (facts,) = json.loads(changed.stdout)
+    assert facts["reused"] is False and facts["part"] == "quantizer" and "workspace limit" in facts["reasons"][0]
+    assert any((tmp_path / "cache" / "mgvq-export" / "tensorrt").iterdir())
+
+
+def test_without_tensorrt_the_command_says_so_and_writes_nothing(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    before = files(bundle.path)
+    result = run(bundle.path, "--shape", "64x96")
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.count("\n") == 1 and "pip install 'mgvq-export[tensorrt]'" in result.stderr
+    assert files(bundle.path) == before
+
+
+def test_without_a_gpu_the_command_says_so_and_writes_nothing(bundle, trt, monkeypatch):
+    def no_gpu():
+        raise RuntimeError("libcuda.so not found\nmore")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(trt_builder, "import_tensorrt", lambda: trt.module)
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    monkeypatch.setattr(runtime, "cudaGetDevice", no_gpu)
+    before = files(bundle.path)
+    result = run(bundle.path, "--shape", "64x96")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "no usable GPU (libcuda.so not found)" in result.stderr and "nvidia-smi" in result.stderr
+    assert files(bundle.path) == before
+
+
+# ---- TensorRT's real bindings
+
+HOOKS = """
+import tensorrt as trt
+from mgvq_export.export import trt_builder
+seen = []
+monitor = trt_builder._monitor(trt, lambda phase, share: seen.append((phase, share)))
+assert isinstance(monitor, trt.IProgressMonitor)
+monitor.phase_start("Build", None, 4)
+assert monitor.step_complete("Build", 0) is True
+monitor.cancelled = True
+assert monitor.step_complete("Build", 1) is False
+monitor.phase_finish("Build")
+assert seen == [("Build", 0.0), ("Build", 0.25)], seen
+for name in ("phase_start", "step_complete", "phase_finish"):
+    assert callable(getattr(trt.IProgressMonitor, name))
+messages = trt_builder._logger(trt)
+assert isinstance(messages, trt.ILogger) and callable(trt.ILogger.log)
+messages.log(trt.ILogger.Severity.INFO, "no")
+messages.log(trt.ILogger.Severity.INTERNAL_ERROR, "yes")
+assert messages.errors == ["yes"]
+print("good")
+"""
+
+
+@pytest.mark.parametrize("version", stubs.BINDINGS)
+def test_logger_and_monitor_are_what_the_bindings_take(version):
+    assert stubs.run_snippet(version, HOOKS).splitlines()[-1] == "good"
