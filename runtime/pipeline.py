@@ -48,6 +48,9 @@ class Sessions(Protocol):
 
     def __getitem__(self, part: Part, /) -> Session: ...
 
+    def drop(self, part: Part) -> None:
+        """Forget a loaded graph, so that its memory can be returned."""
+
     def close(self) -> None: ...
 
 

@@ -165,7 +165,8 @@ class TilePlan:
         return rows * columns * self.window[0] * self.window[1] / (self.size[0] * self.size[1])
 
     def _to_output(self, size: tuple[int, int]) -> tuple[int, int]:
-        return tuple(n // self.reach.stride_in * self.reach.stride_out for n in size)
+        rows, columns = (n // self.reach.stride_in * self.reach.stride_out for n in size)
+        return rows, columns
 
     def _px(self, size: tuple[int, int]) -> str:
         return f"{size[1] * self.scale}x{size[0] * self.scale}"
