@@ -44,7 +44,7 @@ def texture(height: int, width: int) -> np.ndarray:
 
 
 def exact(bundle: Bundle, tile: int, sizes: list[tuple[int, int]]) -> None:
-    """Tiled against untiled: differing codes, and the largest difference of decoded pixels before rounding to 8 bits."""
+    """Tiled against untiled: differing codes, and the largest difference of decoded 8-bit pixels."""
     print("| image | encoder | codes differ | decoder | pixels max abs, 8 bit |\n|---|---|---|---|---|")
     for height, width in sizes:
         image = texture(height, width)
