@@ -7,6 +7,7 @@ import json
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -338,7 +339,9 @@ class Run:
     def read(self, path: Path, max_pixels: int | None) -> Any:
         from mgvq_export.runtime.images import MAX_PIXELS, read_image
 
-        return read_image(path, max_pixels=max_pixels or MAX_PIXELS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns about damaged files that it then refuses: one line is enough
+            return read_image(path, max_pixels=max_pixels or MAX_PIXELS)
 
     def windows(self, index: int, path: Path) -> Callable[[int, int], None]:
         """The progress callback of one input."""
