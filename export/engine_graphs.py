@@ -4,12 +4,16 @@ The exported graphs take and give float images [B, 3, H, W], so that any runtime
 [B, H, W, 3], a quarter of the bytes over the bus and no conversion on the host. TensorRT allows uint8 only at the network's
 boundary: the input is cast first and transposed then, the output transposed first and cast last.
 
+A uint8 image cannot say that it was not a number, so an engine that gives images also gives ``non_finite``, int32 [B]: 1 for an
+image with a value that was NaN or infinite.
+
 Only the graph is changed; weights stay in the bundle's ``weights.bin``, which the parser finds through the graph's path.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,10 @@ from mgvq_export.ops.contract import DOMAIN, OP_NAME
 from mgvq_export.ops.trt_plugin import NODE_ATTRIBUTES
 
 IMAGE = "image"
+NON_FINITE = "non_finite"
+
+#: Operator, name, constant operands (numbers as float32), attributes.
+Step = tuple[str, str, tuple[float | np.ndarray, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -78,14 +86,15 @@ def use_uint8_images(model: ModelProto) -> None:
     for value in model.graph.input:
         if value.name == IMAGE:
             _uint8_input(model.graph, value)
-    for value in model.graph.output:
+    for value in list(model.graph.output):
         if value.name == IMAGE:
             _uint8_output(model.graph, value)
+            _non_finite_output(model.graph, value)
 
 
 def _uint8_input(graph: GraphProto, value: onnx.ValueInfoProto) -> None:
     # uint8 [B, H, W, 3] -> (x / 255 - 0.5) * 2 [B, 3, H, W]
-    steps = [
+    steps: list[Step] = [
         ("Cast", "float", (), {"to": TensorProto.FLOAT}),
         ("Transpose", "planes", (), {"perm": [0, 3, 1, 2]}),
         ("Div", "unit", (255,), {}),
@@ -95,7 +104,7 @@ def _uint8_input(graph: GraphProto, value: onnx.ValueInfoProto) -> None:
     ]
     for node in graph.node:
         node.input[:] = [f"{IMAGE}/typed" if name == IMAGE else name for name in node.input]
-    nodes = _chain(graph, IMAGE, steps)
+    nodes = _chain(graph, IMAGE, IMAGE, steps)
     others = list(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *others])
@@ -104,7 +113,7 @@ def _uint8_input(graph: GraphProto, value: onnx.ValueInfoProto) -> None:
 
 def _uint8_output(graph: GraphProto, value: onnx.ValueInfoProto) -> None:
     # x [B, 3, H, W] -> uint8 [B, H, W, 3]; clipped and rounded before the cast, which only cuts off
-    steps = [
+    steps: list[Step] = [
         ("Cast", "float", (), {"to": TensorProto.FLOAT}),
         ("Mul", "scaled", (127.5,), {}),
         ("Add", "shifted", (127.5,), {}),
@@ -117,18 +126,33 @@ def _uint8_output(graph: GraphProto, value: onnx.ValueInfoProto) -> None:
     for node in graph.node:
         node.input[:] = [network if name == IMAGE else name for name in node.input]
         node.output[:] = [network if name == IMAGE else name for name in node.output]
-    graph.node.extend(_chain(graph, network, steps))
+    graph.node.extend(_chain(graph, network, IMAGE, steps))
     _make_uint8(value)
 
 
-def _chain(graph: GraphProto, source: str, steps: list[tuple[str, str, tuple[float, ...], dict]]) -> list[onnx.NodeProto]:
-    """Nodes one after the other; (operator, name after ``image/``, float constants, attributes) each. An empty name: the output."""
+def _non_finite_output(graph: GraphProto, image: onnx.ValueInfoProto) -> None:
+    # x [B, 3, H, W] -> whether |x| <= the largest float32 fails anywhere, int32 [B]; NaN compares as false
+    steps: list[Step] = [
+        ("Abs", "magnitude", (), {}),
+        ("LessOrEqual", "finite", (float(np.finfo(np.float32).max),), {}),
+        ("Not", "mask", (), {}),
+        ("Cast", "number", (), {"to": TensorProto.INT32}),
+        ("ReduceMax", "", (np.array([1, 2, 3], np.int64),), {"keepdims": 0}),
+    ]
+    graph.node.extend(_chain(graph, f"{IMAGE}/float", NON_FINITE, steps))
+    batch = image.type.tensor_type.shape.dim[0]
+    graph.output.append(helper.make_tensor_value_info(NON_FINITE, TensorProto.INT32, [batch.dim_param or batch.dim_value]))
+
+
+def _chain(graph: GraphProto, source: str, target: str, steps: Sequence[Step]) -> list[onnx.NodeProto]:
+    """Nodes one after the other, from ``source``; each is called ``target/name``, a step without a name ``target`` itself."""
     nodes = []
     for op, step, constants, attributes in steps:
-        name = f"{IMAGE}/{step}" if step else IMAGE
-        operands = [f"{name}/{constant:g}" for constant in constants]
+        name = f"{target}/{step}" if step else target
+        operands = [f"{name}/constant{index}" for index in range(len(constants))]
         for operand, constant in zip(operands, constants, strict=True):
-            graph.initializer.append(numpy_helper.from_array(np.array(constant, np.float32), operand))
+            array = constant if isinstance(constant, np.ndarray) else np.array(constant, np.float32)
+            graph.initializer.append(numpy_helper.from_array(array, operand))
         nodes.append(helper.make_node(op, [source, *operands], [name], name=name, **attributes))
         source = name
     return nodes

@@ -65,7 +65,8 @@ def test_uint8_out_is_to_uint8(folder, part, size, rng):
     x = (3 * rng.standard_normal((2, value.shape[1], size[0] // stride, size[1] // stride))).astype(np.float32)
     floats = plain.run(None, {value.name: x})[0]
     assert floats.min() < -1 and floats.max() > 1  # the clip has work to do
-    pixels = changed.run(None, {value.name: x})[0]
+    pixels, non_finite = changed.run(None, {value.name: x})
+    assert non_finite.dtype == np.int32 and non_finite.tolist() == [0, 0]
     assert pixels.dtype == np.uint8 and pixels.shape == (2, *size, 3)
     assert np.array_equal(pixels, np.stack([to_uint8(image) for image in floats]))
 
@@ -98,6 +99,22 @@ def test_uint8_out_of_float16_is_to_uint8(folder, part):
     x = np.resize(every, (1, 3, 16, 1408))  # all finite values and both infinities, at least once
     (pixels,) = image_steps(folder, part, "image/network", "image").run(None, {"image/network": x})
     assert np.array_equal(pixels[0], to_uint8(x))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_finite_is_reported_for_its_image(folder, precision, bad):
+    _, changed = sessions(folder, precision, Part.DECODER_TRUNK_FINE)
+    (value,) = changed.get_inputs()
+    x = np.zeros((3, value.shape[1], 2, 2), "float32" if precision == "fp32" else "float16")
+    x[1, 0, 1, 1] = bad
+    assert changed.run(["non_finite"], {value.name: x})[0].tolist() == [0, 1, 0]
+
+
+def test_only_engines_that_give_images_report(tiny_bundle):
+    named = {part: [v["name"] for v in engine_graph(tiny_bundle.graph_path("fp16", part)).outputs] for part in Part}
+    assert {part for part, names in named.items() if "non_finite" in names} == set(DECODERS)
+    assert named[Part.DECODER] == ["image", "non_finite"]
 
 
 @precisions
