@@ -50,6 +50,7 @@ class CodeDifferences:
     invalid: int = 0
     margins: list[float] = field(default_factory=list)
     worst_image: str = ""
+    first_real: str = ""
 
     def add(self, image: str, latent: np.ndarray, codebook: np.ndarray, codes: np.ndarray, reference: np.ndarray) -> None:
         """Take in the codes [B, G, h, w] of one image; ``latent`` and ``codebook`` are those of ``reference``."""
@@ -63,6 +64,11 @@ class CodeDifferences:
         if margins.size and margins.max() > max(self.margins, default=-1.0):
             self.worst_image = image
         self.margins.extend(margins.tolist())
+        real = np.flatnonzero(~(margins <= self.tolerance.limit))
+        if real.size and not self.first_real:
+            where = tuple(np.argwhere(np.where(wrong, reference, codes) != reference)[real[0]])
+            place = f"group {where[1]}, row {where[2]}, column {where[3]}"
+            self.first_real = f"{image}, {place}: {codes[where]} instead of {reference[where]}"
 
     @property
     def agreement(self) -> float:
@@ -79,7 +85,8 @@ class CodeDifferences:
             return text
         real = sum(not self.tolerance.holds(margin) for margin in self.margins)
         kind = "all near-ties" if not real else f"{real:,} of them real"
-        return f"{text}, {kind}, largest margin {max(self.margins):.1g} ({self.worst_image})"
+        first = f"; first: {self.first_real}" if real else ""
+        return f"{text}, {kind}, largest margin {max(self.margins):.1g} ({self.worst_image}){first}"
 
     def result(self) -> CheckResult:
         """The answer; skipped when no image was taken in."""

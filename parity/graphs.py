@@ -8,9 +8,10 @@ from mgvq_export.runtime.images import to_float
 from mgvq_export.runtime.pipeline import Session
 from mgvq_export.runtime.tiling import TilePlan, TrunkPlan, smallest_window
 from mgvq_export.runtime.tokenizer import Tokenizer
-from mgvq_export.spec import ModelSpec, Part, Reach
+from mgvq_export.spec import Part, Reach
 
 _WINDOWS = 3  # along each axis, when a map is cut to compare tiled with untiled
+_ROWS_AT_ONCE = 1024  # codebook rows probed at once: bounds what the oracle holds
 
 
 def run(session: Session, output: str | None = None, **feeds: np.ndarray) -> np.ndarray:
@@ -93,16 +94,22 @@ def tiled_image(tokenizer: Tokenizer, codes: np.ndarray, plan: TilePlan) -> np.n
     return tokenizer.pipeline.decode(codes[0], codes.shape[1], TrunkPlan(((Part.DECODER_TRUNK, plan),)))
 
 
-def probe_latent(spec: ModelSpec, codebook: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Latent [1, G*d, 1, n] of the cases where rules decide: zeros, values that are not finite, exact rows, random, tiny, huge."""
+def probe_latents(codebook: np.ndarray, dtype: np.dtype) -> list[np.ndarray]:
+    """Latents [1, G*d, 1, n] of the cases where rules decide, and of every codebook row, so that no row goes unseen.
+
+    The first holds zeros of both signs, values that are not finite, and random values small and large; the others the rows
+    themselves, some at a time.
+    """
+    groups, count, dim = codebook.shape
+    channels = groups * dim
     rng = np.random.default_rng(0)
-    rows = codebook[:, np.linspace(0, spec.codes_per_group - 1, 64).astype(int)]  # [G, 64, d]
-    rows = rows.transpose(0, 2, 1).reshape(spec.latent_channels, -1)
-    random = rng.standard_normal((spec.latent_channels, 64))
-    broken = random[:, :32].copy()
-    for position in range(32):
-        broken[rng.integers(spec.latent_channels), position] = (np.nan, np.inf, -np.inf)[position % 3]
-    zeros = np.zeros((spec.latent_channels, 16))
+    random = rng.standard_normal((channels, 64))
+    broken = random[:, :48].copy()
+    for position in range(48):
+        broken[rng.integers(channels), position] = (np.nan, np.inf, -np.inf)[position % 3]
+    zeros = np.zeros((channels, 16))
     zeros[:, 8:] = -0.0
-    columns = (zeros, broken, rows, -rows, random, random * 1e-3, random * 1e3)
-    return np.concatenate(columns, axis=1).astype(dtype)[None, :, None, :]
+    rows = codebook.transpose(0, 2, 1).reshape(channels, count)
+    probes = [np.concatenate([zeros, broken, random, random * 1e-3, random * 1e3], axis=1)]
+    probes += [rows[:, start : start + _ROWS_AT_ONCE] for start in range(0, count, _ROWS_AT_ONCE)]
+    return [probe.astype(dtype)[None, :, None, :] for probe in probes]

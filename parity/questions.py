@@ -32,10 +32,12 @@ def ask_network(subject: Subject) -> Checks:
     latent = Worst("network/latent", "Does the encoder give the network's latent?", tolerance("latent", kind))
     codes = CodeDifferences("network/codes", "Does encoding give the network's codes?", tolerance("codes", kind))
     pixels = Worst("network/pixels", "Does the decoder give the network's pixels for the same codes?", tolerance("pixels", kind))
+    book = Worst("network/codebook", "Are the codebook rows the network's?", tolerance("codebook", kind))
     if subject.network is None:
-        return [CheckResult.skipped(row.name, row.question, subject.no_network) for row in (latent, codes, pixels)]
+        return [CheckResult.skipped(row.name, row.question, subject.no_network) for row in (book, latent, codes, pixels)]
     tokenizer = subject.tokenizer(precision)
     rows = torch_network.codebook(subject.network)
+    book.add("", max_abs(graphs.codebook_of(tokenizer), rows))
     for name, image in subject.images.items():
         wanted = torch_network.run_latent(subject.network, to_float(image))
         wanted_codes = torch_network.run_codes(subject.network, wanted)
@@ -43,7 +45,7 @@ def ask_network(subject: Subject) -> Checks:
         codes.add(name, wanted, rows, subject.codes(name, precision), wanted_codes)
         found = graphs.pixels_of(tokenizer, wanted_codes)
         pixels.add(name, max_abs(found, torch_network.run_decode(subject.network, wanted_codes)))
-    return [latent.result(), codes.result(), pixels.result()]
+    return [book.result(), latent.result(), codes.result(), pixels.result()]
 
 
 def ask_precision(subject: Subject) -> Checks:
@@ -111,16 +113,19 @@ def ask_quantizer(subject: Subject) -> Checks:
         tokenizer = subject.tokenizer(precision)
         dtype = tokenizer.pipeline.sessions[Part.QUANTIZER].inputs["latent"]
         latents = {name: _centre(subject.latent(name, precision)) for name in subject.images}
-        probe = graphs.probe_latent(subject.bundle.spec, subject.codebook, dtype)
+        probes = graphs.probe_latents(subject.codebook, dtype)
         wanted = {name: grouped_argmin(latent, subject.codebook) for name, latent in latents.items()}
-        wanted_rules = grouped_argmin(probe, subject.codebook)
+        wanted_rules = [grouped_argmin(probe, subject.codebook) for probe in probes]
         for lowering, session in _lowerings(subject, precision).items():
             prefix = f"quantizer/{precision}/{lowering}"
             codes = CodeDifferences(f"{prefix}/codes", f"Does the {lowering} give the oracle's codes on the same latents?", limit)
-            rules = CodeDifferences(f"{prefix}/rules", f"Does the {lowering} follow the rules for ties, zeros and NaN?", limit)
+            rules = CodeDifferences(
+                f"{prefix}/rules", f"Does the {lowering} follow the rules for zeros, ties and NaN, and find every row?", limit
+            )
             for name, latent in latents.items():
                 codes.add(name, latent, subject.codebook, graphs.run(session, "codes", latent=latent), wanted[name])
-            rules.add("probe", probe, subject.codebook, graphs.run(session, "codes", latent=probe), wanted_rules)
+            for probe, rule in zip(probes, wanted_rules, strict=True):
+                rules.add("probe", probe, subject.codebook, graphs.run(session, "codes", latent=probe), rule)
             checks += [codes.result(), rules.result()]
         rows = Worst(
             f"quantizer/{precision}/rows", "Does the quantizer look up the rows the dequantizer does?", tolerance("exact")

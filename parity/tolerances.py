@@ -57,6 +57,8 @@ TABLE: tuple[Tolerance, ...] = (
         "",
         "largest margin of a code that differs, on identical latents; float32 sums of up to 32 terms differ by no more",
     ),
+    Tolerance("codebook/fp32", 1e-6, "", "largest difference of unit rows; the last bit of a division differs between machines"),
+    Tolerance("codebook/fp16", 1e-3, "", f"largest difference of unit rows; {_HALF}"),
     Tolerance(
         "agreement/fp16",
         0.985,
