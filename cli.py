@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import click
 
 import mgvq_export
 from mgvq_export.errors import InputError, MgvqError
+from mgvq_export.terminal import Lines, echo_json, echo_table, progress_bar
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -82,66 +82,6 @@ RUN_OPTIONS = (
 IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 GROUPS = click.option("--groups", type=int, help="Use only the first N coarse-to-fine groups. [default: all]")
 MAX_PIXELS = click.option("--max-pixels", type=click.IntRange(min=1), help="Largest image accepted. [default: 512 million]")
-
-
-# ---- output
-
-
-class Lines:
-    """Prints one line per artifact as it appears, or all facts as JSON at the end."""
-
-    def __init__(self, as_json: bool):
-        self.as_json = as_json
-        self.facts: list[dict[str, Any]] = []
-
-    def add(self, path: Path, seconds: float, note: str = "", **facts: Any) -> None:
-        size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-        self.facts.append({"path": str(path), "bytes": size, "seconds": round(seconds, 3), **facts})
-        if not self.as_json:
-            click.echo(f"{path}  {human_size(size)}  {seconds:.2f} s{f'  {note}' if note else ''}")
-
-    def close(self) -> None:
-        if self.as_json:
-            echo_json(self.facts)
-
-
-def human_size(size: float) -> str:
-    """Bytes as people read them: 812 B, 31.4 kB, 863.5 MB."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
-
-
-def echo_json(facts: Any) -> None:
-    """Facts as indented JSON on standard output."""
-    click.echo(json.dumps(facts, indent=2, default=str))
-
-
-def echo_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """A table on standard output; numbers should be formatted by the caller."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, title=title, box=None, title_justify="left", pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    # A pipe has no width: keep rows whole there instead of folding them at 80 columns.
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
-
-
-@contextlib.contextmanager
-def progress_bar(task: str, total: int) -> Iterator[Callable[[str, float], None]]:
-    """A bar with time left on standard error, gone when done. Yields ``update(description, steps done)``."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(task, total=total)
-        yield lambda description, done: progress.update(bar, description=description, completed=done)
 
 
 def parse_tile(text: str | None) -> tuple[int, int] | None:
@@ -240,7 +180,7 @@ def build(
 
     wanted = BuildOptions(
         shapes=tuple(parse_size(shape) for shape in shapes),
-        tile=parse_size(tile) if tile else None,
+        tile=parse_tile(tile),
         workspace=parse_bytes(workspace) if workspace else None,
         **options,
     )
