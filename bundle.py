@@ -130,14 +130,15 @@ class Bundle:
             raise BundleError(f"{self.path / MANIFEST} names a file outside the bundle: {name}")
         if name in self._checked:
             return path
+        remedy = "build it again: mgvq-export build" if Path(name).parts[0] == "engines" else "export the bundle again"
         try:
             size = path.stat().st_size
             found = sha256_file(path) if size == entry["bytes"] else None
         except (OSError, InputError) as error:
-            raise BundleError(f"{path} cannot be read; the bundle is incomplete: export it again") from error
+            raise BundleError(f"{path} cannot be read; the bundle is incomplete: {remedy}") from error
         if found != entry["sha256"]:
             what = f"has {size} bytes instead of {entry['bytes']}" if found is None else "has changed since it was written"
-            raise BundleError(f"{path} {what}; export the bundle again")
+            raise BundleError(f"{path} {what}; {remedy}")
         self._checked.add(name)
         return path
 

@@ -6,6 +6,7 @@ TF32 is off, because it moves codes between near-equal rows. Flags are taken by 
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -97,6 +98,7 @@ def build_plan(job: EngineJob, report: Report = lambda phase, share: None) -> tu
     if job.plugins:
         register_plugin(architecture=job.options.architecture)  # before parsing: the parser looks it up
     messages = _logger(trt)
+    messages.errors.clear()
     monitor = _monitor(trt, report)
     results: list[tuple[Any, bytes]] = []
     failures: list[BaseException] = []
@@ -221,7 +223,9 @@ def _failed(job: EngineJob, what: str, messages: Any, otherwise: str) -> Backend
     return BackendError(f"{job.name}: {what}: {reason}; {remedies[what]}")
 
 
+@functools.cache
 def _logger(trt: ModuleType) -> Any:
+    """The one logger of this process: TensorRT keeps using the first it was given, and may do so after its builder is gone."""
     severity = trt.ILogger.Severity
 
     class Messages(trt.ILogger):

@@ -95,7 +95,9 @@ class Recorder:
         members = {kind.__name__: kind for kind in plain}
         members |= {name: f"DataType.{name}" for name in ("float32", "float16", "int32", "int64", "uint8")}
         members |= {"__version__": version, "Builder": lambda log: Builder(self, log), "OnnxParser": lambda *a: Parser(self, *a)}
-        return types.SimpleNamespace(**members)
+        module = types.ModuleType("fake_tensorrt")
+        module.__dict__.update(members)
+        return module
 
 
 class Network:

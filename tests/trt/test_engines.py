@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from mgvq_export.bundle import Bundle
 from mgvq_export.cli import main
-from mgvq_export.errors import BackendError, InputError, MgvqError
+from mgvq_export.errors import BackendError, BundleError, InputError, MgvqError
 from mgvq_export.export import engines, trt_builder
 from mgvq_export.export.engine_cache import BuildCache, Machine, find_engine, reuse_reason
 from mgvq_export.export.engine_options import TILED_PARTS, UNTILED_PARTS, BuildOptions, Profile, parse_size, profiles
@@ -274,6 +274,13 @@ def test_a_failure_is_one_line_and_leaves_nothing(bundle, cache, trt, failure, m
     assert (files(bundle.path), (bundle.path / "manifest.json").read_bytes()) == before
 
 
+def test_an_error_of_an_earlier_build_is_not_told_again(bundle, cache, trt):
+    for failure, reason in (("out of memory", "out of memory: 8 GiB"), ("build", "no reason given")):
+        trt.failure = failure
+        with pytest.raises(BackendError, match=reason):
+            build(bundle, cache)
+
+
 def test_ctrl_c_cancels_and_leaves_nothing(bundle, cache, trt):
     before = files(bundle.path)
     seen = []
@@ -397,6 +404,14 @@ def test_a_changed_or_missing_file_is_built_again(bundle, cache, trt):
     assert first.path.read_bytes() == fake.PLAN
 
 
+def test_a_changed_engine_is_built_again_not_exported(bundle, cache, trt):
+    (engine,) = build(bundle, cache)
+    engine.path.write_bytes(b"")
+    with pytest.raises(BundleError, match="build it again") as error:
+        Bundle.open(bundle.path).check_all()
+    assert one_line(error)
+
+
 def test_a_record_from_another_release_never_passes_by_accident(bundle):
     bundle.manifest["engines"] = [{"part": "quantizer", "precision": "fp16"}]
     wanted = {"part": "quantizer", "precision": "fp16", "file": "x", "gpu": "NVIDIA H200", "graph_sha256": "0"}
@@ -478,6 +493,7 @@ assert isinstance(messages, trt.ILogger) and callable(trt.ILogger.log)
 messages.log(trt.ILogger.Severity.INFO, "no")
 messages.log(trt.ILogger.Severity.INTERNAL_ERROR, "yes")
 assert messages.errors == ["yes"]
+assert trt_builder._logger(trt) is messages
 print("good")
 """
 
