@@ -14,9 +14,10 @@ from mgvq_export.bundle import Bundle
 from mgvq_export.errors import InputError
 from mgvq_export.files import PathLike
 from mgvq_export.parity import network as torch_network
+from mgvq_export.parity.bisect import Bisection, bisect
 from mgvq_export.parity.questions import QUESTIONS, ask_network
 from mgvq_export.parity.report import ParityReport
-from mgvq_export.parity.subject import Images, Subject
+from mgvq_export.parity.subject import SAMPLE_SIDE, Images, Subject
 from mgvq_export.runtime.images import pad_to_multiple, read_image
 from mgvq_export.runtime.tokenizer import Tokenizer
 
@@ -79,6 +80,14 @@ def verify(
         "seconds": round(time.perf_counter() - start, 2),
     }
     return report
+
+
+def find_origins(bundle: PathLike | Bundle, images: Sequence[PathLike] = (), *, checkpoint: PathLike | None = None) -> Bisection:
+    """:func:`mgvq_export.parity.bisect.bisect` on the first image (a sample photo if none), cut to 256 pixels a side."""
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    path = Path(images[0]) if images else min(SAMPLES.glob("*.jpg"))
+    image = pad_to_multiple(read_image(path)[:SAMPLE_SIDE, :SAMPLE_SIDE], bundle.spec.downsample)[0]
+    return bisect(bundle, image, checkpoint=checkpoint)
 
 
 def compare_with_network(tokenizer: Tokenizer, network: MGVQ, images: Sequence[np.ndarray] | Images) -> ParityReport:

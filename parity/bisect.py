@@ -1,0 +1,227 @@
+"""Where does a difference arise? Every value inside the graphs is held against the same value of a reference.
+
+Nodes carry the names of the PyTorch modules they stand for, so a value of the graph and a module's output meet by name. Each part
+(trunk, head) gets the reference's input: an error in one part is not seen in the next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mgvq_export.bundle import Bundle
+from mgvq_export.errors import BackendError
+from mgvq_export.files import PathLike
+from mgvq_export.parity import network as torch_network
+from mgvq_export.parity.metrics import relative_l2
+from mgvq_export.parity.report import format_value
+from mgvq_export.parity.tolerances import Tolerance, tolerance
+from mgvq_export.runtime.images import to_float
+from mgvq_export.spec import Part
+
+if TYPE_CHECKING:
+    import onnx
+
+    from mgvq_export.model.network import MGVQ
+
+_SHOWN = 8  # nodes listed per comparison
+
+_ENCODER = (Part.ENCODER_TRUNK, Part.ENCODER_HEAD)
+_DECODER = (Part.DECODER_HEAD, Part.DECODER_TRUNK)
+
+Values = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A node whose output lies above the tolerance while all its inputs lie below: here a difference arises.
+
+    Attributes:
+        comparison: ``fp32 against the network``, ``fp16 against fp32``.
+        part: the graph.
+        node: its name: the PyTorch module, then, for a step inside it, a slash and the step.
+        operator: the ONNX operator.
+        error: relative L2 of its output; not a number where values overflow.
+        error_before: the largest relative L2 among its inputs.
+    """
+
+    comparison: str
+    part: str
+    node: str
+    operator: str
+    error: float
+    error_before: float
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """All comparisons made: how many values each held against each other, the largest error, and the origins in graph order."""
+
+    origins: list[Origin]
+    summary: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        origins = [asdict(one) for one in self.origins]
+        for one in origins:
+            one |= {key: str(one[key]) for key in ("error", "error_before") if not math.isfinite(one[key])}
+        return {"summary": self.summary, "origins": origins}
+
+    def table(self) -> tuple[tuple[str, ...], list[list[str]]]:
+        """Columns and rows of text: the first few origins of each comparison."""
+        rows: list[list[str]] = []
+        for one in self.origins:
+            if sum(row[0] == one.comparison for row in rows) < _SHOWN:
+                errors = (format_value(one.error_before), format_value(one.error))
+                rows.append([one.comparison, one.part, one.node, one.operator, *errors])
+        return ("comparison", "graph", "node", "operator", "error before", "error"), rows
+
+
+def bisect(bundle: PathLike | Bundle, image: np.ndarray, *, checkpoint: PathLike | None = None) -> Bisection:
+    """Hold every value of the fp32 graphs against the network's, and those of each further precision against fp32.
+
+    Args:
+        image: uint8 [H, W, 3], sides multiples of f; all intermediate maps are held in memory: small will do.
+        checkpoint: as in ``verify``; without a network that comparison is left out, and the summary says why.
+
+    Raises:
+        BackendError: onnx is not installed.
+    """
+    if not isinstance(bundle, Bundle):
+        bundle = Bundle.open(bundle)
+    network, why = torch_network.find_network(bundle, None if checkpoint is None else str(checkpoint))
+    first = "fp32" if "fp32" in bundle.precisions else bundle.precisions[0]
+    origins: list[Origin] = []
+    summary: list[str] = [] if network else [f"{first} against the network: skipped, {why}"]
+    own = _every_value(bundle, first, image, None)
+    if network is not None:
+        wanted = {part: _network_values(network, part, feed) for part, (feed, _) in own.items()}
+        _compare(bundle, first, f"{first} against the network", own, wanted, (origins, summary))
+    for precision in bundle.precisions:
+        if precision != first:
+            found = _every_value(bundle, precision, image, {part: feed for part, (feed, _) in own.items()})
+            wanted = {part: values for part, (_, values) in own.items()}
+            _compare(bundle, precision, f"{precision} against {first}", found, wanted, (origins, summary))
+    return Bisection(origins, summary)
+
+
+Run = dict[Part, tuple[np.ndarray, Values]]
+
+
+def _every_value(bundle: Bundle, precision: str, image: np.ndarray, feeds: Mapping[Part, np.ndarray] | None) -> Run:
+    """Input and all values of every part; each part's input is taken from ``feeds``, else from the part before."""
+    found: Run = {}
+    values = to_float(image)
+    for part in _ENCODER:
+        found[part] = _exposed(bundle, precision, part, values if feeds is None else feeds[part])
+        values = found[part][1]["latent" if part is Part.ENCODER_HEAD else "features"]
+    from mgvq_export.runtime.ort import OrtSession
+
+    if feeds is None:
+        values = OrtSession(bundle.graph_path(precision, Part.QUANTIZER)).run({"latent": values}, ["quantized"])[0]
+    for part in _DECODER:
+        found[part] = _exposed(bundle, precision, part, values if feeds is None else feeds[part])
+        values = found[part][1]["image" if part is Part.DECODER_TRUNK else "features"]
+    return found
+
+
+def _load(bundle: Bundle, precision: str, part: Part) -> tuple[onnx.ModelProto, Path]:
+    try:
+        import onnx
+    except ImportError:
+        raise BackendError("looking inside the graphs needs onnx: pip install 'mgvq-export[export]'") from None
+    path = bundle.graph_path(precision, part)
+    return onnx.load(path, load_external_data=False), path.parent
+
+
+def _exposed(bundle: Bundle, precision: str, part: Part, feed: np.ndarray) -> tuple[np.ndarray, Values]:
+    """The input and all values of a graph by name, computed node by node (no fusions)."""
+    import onnx
+    import onnxruntime as ort
+
+    model, folder = _load(bundle, precision, part)
+    known = {value.name for value in model.graph.output}
+    model.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for node in model.graph.node for name in node.output if name not in known
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    dtype = np.float16 if "float16" in entry.type else np.float32
+    names = [value.name for value in session.get_outputs()]
+    return feed, dict(zip(names, session.run(None, {entry.name: feed.astype(dtype)}), strict=True))
+
+
+def _network_values(network: MGVQ, part: Part, feed: np.ndarray) -> Values:
+    """Outputs of all modules of a part by module name."""
+    import torch
+
+    layers = network.part(part)
+    inside = set(layers.modules())
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> None:
+            found[name] = output.numpy().copy()
+            if isinstance(module, torch.nn.BatchNorm2d):  # folded into the convolution before it
+                found[f"{name.removesuffix('.norm')}.conv"] = found[name]
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in network.named_modules() if module in inside]
+    try:
+        with torch.inference_mode():
+            layers(torch.from_numpy(feed.astype(np.float32)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _compare(
+    bundle: Bundle, precision: str, title: str, found: Run, wanted: Mapping[Part, Values], into: tuple[list[Origin], list[str]]
+) -> None:
+    limit = tolerance("latent", "fp32" if precision == "fp32" else "fp16")
+    compared, worst, where = 0, 0.0, ""
+    for part, (_, values) in found.items():
+        model, _ = _load(bundle, precision, part)
+        for node, error, before, measured in _errors(model, values, wanted[part]):
+            compared += measured
+            if measured and not error <= worst and worst == worst:
+                worst, where = error, node.name
+            if measured and not limit.holds(error) and limit.holds(before):
+                into[0].append(Origin(title, str(part), node.name, node.op_type, error, before))
+    into[1].append(f"{title}: {compared} values compared, largest error {format_value(worst)} at {where}, limit {_limit(limit)}")
+
+
+def _limit(limit: Tolerance) -> str:
+    return f"{limit.limit:g}"
+
+
+def _errors(model: onnx.ModelProto, values: Values, wanted: Values) -> Iterator[tuple[onnx.NodeProto, float, float, bool]]:
+    """Every node with the error of its output, the largest of its inputs, and whether the reference has the value at all.
+
+    A value the reference does not have is given the largest error among the inputs it was computed from.
+    """
+    errors: dict[str, float] = {}
+    for node in model.graph.node:
+        before = float(np.max([errors.get(name, 0.0) for name in node.input], initial=0.0))  # not a number stays so
+        name = node.output[0]
+        # The last node of a graph writes the graph's output; its own name is still the module's.
+        reference = wanted.get(node.name, wanted.get(name))
+        measured = (
+            reference is not None
+            and reference.shape == values[name].shape
+            and reference.dtype.kind == "f"
+            and values[name].dtype.kind == "f"
+        )
+        errors[name] = relative_l2(values[name], reference) if measured and reference is not None else before
+        yield node, errors[name], before, measured
