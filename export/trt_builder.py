@@ -102,23 +102,25 @@ def build_plan(job: EngineJob, report: Report = lambda phase, share: None) -> tu
     monitor = _monitor(trt, report)
     results: list[tuple[Any, bytes]] = []
     failures: list[BaseException] = []
+    stopped = threading.Event()  # not Thread.join, after whose interruption Python 3.11 takes the thread for finished
 
     def work() -> None:
         try:
             results.append(_build(trt, job, messages, monitor))
         except BaseException as error:  # raised again below, in the caller's thread
             failures.append(error)
+        finally:
+            stopped.set()
 
     # A daemon: a second Ctrl-C must not wait for TensorRT's next step.
     thread = threading.Thread(target=work, name="tensorrt-build", daemon=True)
+    thread.start()
     try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)  # with a limit, because only then does Ctrl-C interrupt the wait
+        while not stopped.wait(0.1):  # with a limit, because on some systems only then does Ctrl-C end the wait
+            pass
     except KeyboardInterrupt:
         monitor.cancelled = True
-        if thread.is_alive():
-            thread.join()
+        stopped.wait()
         raise
     if monitor.failure is not None:
         raise monitor.failure
