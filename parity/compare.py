@@ -21,6 +21,7 @@ class Worst:
     tolerance: Tolerance
     value: float | None = None
     where: str = ""
+    when_empty: str = "no image to compare on"
 
     def add(self, image: str, value: float) -> None:
         """Take in the figure of one image. One that is not a number is worse than any other."""
@@ -31,7 +32,7 @@ class Worst:
     def result(self) -> CheckResult:
         """The answer; skipped when no image was taken in."""
         if self.value is None:
-            return CheckResult.skipped(self.name, self.question, "no image to compare on")
+            return CheckResult.skipped(self.name, self.question, self.when_empty)
         detail = f"worst: {self.where}" if self.where else ""
         return CheckResult.judged(self.name, self.question, self.value, self.tolerance, detail)
 
@@ -51,6 +52,7 @@ class CodeDifferences:
     margins: list[float] = field(default_factory=list)
     worst_image: str = ""
     first_real: str = ""
+    when_empty: str = "no image to compare on"
 
     def add(self, image: str, latent: np.ndarray, codebook: np.ndarray, codes: np.ndarray, reference: np.ndarray) -> None:
         """Take in the codes [B, G, h, w] of one image; ``latent`` and ``codebook`` are those of ``reference``."""
@@ -91,14 +93,14 @@ class CodeDifferences:
     def result(self) -> CheckResult:
         """The answer; skipped when no image was taken in."""
         if not self.total:
-            return CheckResult.skipped(self.name, self.question, "no image to compare on")
+            return CheckResult.skipped(self.name, self.question, self.when_empty)
         largest = math.inf if self.invalid else max(self.margins, default=0.0)
         return CheckResult.judged(self.name, self.question, largest, self.tolerance, self.detail)
 
     def agreement_result(self, tolerance: Tolerance) -> CheckResult:
         """The answer when the share of equal codes is judged instead: precisions differ by more than rounding."""
         if not self.total:
-            return CheckResult.skipped(self.name, self.question, "no image to compare on")
+            return CheckResult.skipped(self.name, self.question, self.when_empty)
         share = 0.0 if self.invalid else self.agreement
         result = CheckResult.judged(self.name, self.question, share, tolerance)
         text = f"{len(self.margins) + self.invalid:,} of {self.total:,} codes differ"

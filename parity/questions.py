@@ -249,6 +249,8 @@ def ask_tiling(subject: Subject) -> Checks:
         codes = CodeDifferences(f"tiling/{precision}/codes", "Are the tiled codes the untiled ones?", tolerance("codes", kind))
         pixels = Worst(f"tiling/{precision}/pixels", "Are the tiled pixels the untiled ones?", tolerance("pixels", kind))
         steps = Worst(f"tiling/{precision}/image", "Is the tiled 8-bit image the untiled one?", tolerance("steps"))
+        for row in (latent, codes, pixels, steps):
+            row.when_empty = "no image is large enough to be cut into windows"
         for name in subject.some_images(precision):
             image = subject.images[name]
             height, width = image.shape[:2]

@@ -58,7 +58,11 @@ def verify(
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle)
     paths = [Path(path) for path in images] or sorted(SAMPLES.glob("*.jpg"))
-    pictures = {path.name: pad_to_multiple(read_image(path), bundle.spec.downsample)[0] for path in paths}
+    names = [path.name for path in paths]
+    labels = [path.name if names.count(path.name) == 1 else str(path) for path in paths]
+    pictures = {
+        label: pad_to_multiple(read_image(path), bundle.spec.downsample)[0] for label, path in zip(labels, paths, strict=True)
+    }
     asked = [name for name in QUESTIONS if not only or name in only]
     network, why = None, ""
     if {"network", "decoder"} & set(asked) or "fp32" not in bundle.precisions:

@@ -298,6 +298,17 @@ def test_the_checkpoint_may_have_moved_but_must_be_the_right_one(
         verify(copy, pictures[1:], only=["network"], checkpoint=moved)
 
 
+def test_small_images_of_the_same_name_are_both_verified(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "same.png" for folder in ("one", "two")]
+    for seed, path in enumerate(paths):
+        path.parent.mkdir()
+        write_image(path, np.random.default_rng(seed).integers(0, 256, (17, 33 + seed, 3), np.uint8))
+    report = verify(tiny_bundle, paths, only=["tiling", "round-trip"])
+    assert list(report.facts["images"]) == [str(path) for path in paths]
+    assert all(check.detail == "no image is large enough to be cut into windows" for check in report.checks[:-1])
+    assert report.passed and {check.status for check in report.checks[:-1]} == {SKIPPED}
+
+
 def test_unknown_questions_are_refused_with_a_list(tiny_bundle: Bundle) -> None:
     with pytest.raises(InputError, match="no question colour; choose network, precision, "):
         verify(tiny_bundle, only=["colour"])
