@@ -115,7 +115,7 @@ def _file_reasons(bundle: Bundle, record: Record) -> list[str]:
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested objects as dotted keys; profiles stay whole."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")

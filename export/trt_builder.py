@@ -72,13 +72,13 @@ def _gpu() -> tuple[str, str]:
     except ImportError as error:
         raise BackendError(f"building engines needs cuda-bindings ({error}): pip install 'mgvq-export[tensorrt]'") from None
     try:
-        error, device = cudart.cudaGetDevice()
-        if int(error) == 0:
-            error, properties = cudart.cudaGetDeviceProperties(device)
+        status, device = cudart.cudaGetDevice()
+        if int(status) == 0:
+            status, properties = cudart.cudaGetDeviceProperties(device)
     except RuntimeError as failure:  # the bindings find the driver at the first call
         raise BackendError(f"no usable GPU ({str(failure).splitlines()[0]}); {remedy}") from None
-    if int(error) != 0:
-        raise BackendError(f"no usable GPU ({error.name}); {remedy}")
+    if int(status) != 0:
+        raise BackendError(f"no usable GPU ({status.name}); {remedy}")
     return properties.name.rstrip(b"\0").decode(), f"{properties.major}.{properties.minor}"
 
 
@@ -106,7 +106,8 @@ def build_plan(job: EngineJob, report: Report = lambda phase, share: None) -> tu
 
     def work() -> None:
         try:
-            results.append(_build(trt, job, messages, monitor))
+            if not monitor.cancelled:
+                results.append(_build(trt, job, messages, monitor))
         except BaseException as error:  # raised again below, in the caller's thread
             failures.append(error)
         finally:
@@ -114,13 +115,14 @@ def build_plan(job: EngineJob, report: Report = lambda phase, share: None) -> tu
 
     # A daemon: a second Ctrl-C must not wait for TensorRT's next step.
     thread = threading.Thread(target=work, name="tensorrt-build", daemon=True)
-    thread.start()
     try:
+        thread.start()
         while not stopped.wait(0.1):  # with a limit, because on some systems only then does Ctrl-C end the wait
             pass
     except KeyboardInterrupt:
         monitor.cancelled = True
-        stopped.wait()
+        if thread.ident is not None:  # else it has not begun, and will see that it is cancelled
+            stopped.wait()
         raise
     if monitor.failure is not None:
         raise monitor.failure
@@ -226,7 +228,7 @@ def _failed(job: EngineJob, what: str, messages: Any, otherwise: str) -> Backend
 
 
 @functools.cache
-def _logger(trt: ModuleType) -> Any:
+def _logger(trt: Any) -> Any:
     """The one logger of this process: TensorRT keeps using the first it was given, and may do so after its builder is gone."""
     severity = trt.ILogger.Severity
 
@@ -244,7 +246,7 @@ def _logger(trt: ModuleType) -> Any:
     return Messages()
 
 
-def _monitor(trt: ModuleType, report: Report) -> Any:
+def _monitor(trt: Any, report: Report) -> Any:
     class Monitor(trt.IProgressMonitor):
         """Passes progress on and cancels. TensorRT calls it from threads of its own, several at once."""
 

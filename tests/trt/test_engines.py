@@ -281,12 +281,14 @@ def test_an_error_of_an_earlier_build_is_not_told_again(bundle, cache, trt):
             build(bundle, cache)
 
 
-def test_ctrl_c_cancels_and_leaves_nothing(bundle, cache, trt):
+@pytest.mark.parametrize("after_seconds", [0, 0.3])
+def test_ctrl_c_cancels_and_leaves_nothing(bundle, cache, trt, after_seconds):
     before = files(bundle.path)
     seen = []
 
     def interrupted(monitor):
         monitor.phase_start("Building engine", None, 10**9)
+        time.sleep(after_seconds)
         _thread.interrupt_main()
         for step in range(1500):
             seen.append(step)
