@@ -1,6 +1,5 @@
 """Shared fixtures: a tiny network with every kind of block, so that tests take milliseconds, and bundles made once."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +57,6 @@ def tiny_network():
     from reference import synthetic_network
 
     return synthetic_network(TINY)
-
-
-def one_line(text: str) -> bool:
-    """Whether ``text`` is one line that says something."""
-    return bool(re.fullmatch(r"[^\n]{20,}\n?", text))
 
 
 @pytest.fixture

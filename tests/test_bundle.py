@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import one_line
+from checks import one_line
 
 from mgvq_export.bundle import Bundle
 from mgvq_export.errors import BundleError, InputError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checks import one_line
 from click.testing import CliRunner, Result
-from conftest import one_line
 from PIL import Image
 
 from mgvq_export.bundle import Bundle

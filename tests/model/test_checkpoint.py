@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import one_line
+from checks import one_line
 from reference import synthetic_state_dict
 
 from mgvq_export.errors import CheckpointError, SpecError
