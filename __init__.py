@@ -9,20 +9,38 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mgvq_export.bundle import Bundle
     from mgvq_export.export.bundles import export_bundle
+    from mgvq_export.export.engine_options import BuildOptions
+    from mgvq_export.export.engines import build_engines
+    from mgvq_export.model.checkpoint import load_checkpoint
+    from mgvq_export.parity.verify import verify
     from mgvq_export.runtime.tokenizer import Tokenizer
     from mgvq_export.spec import ModelSpec
     from mgvq_export.tokens import Tokens
 
 __version__ = "0.1.0"
 
-__all__ = ["Bundle", "ModelSpec", "Tokenizer", "Tokens", "export_bundle"]
+__all__ = [
+    "BuildOptions",
+    "Bundle",
+    "ModelSpec",
+    "Tokenizer",
+    "Tokens",
+    "build_engines",
+    "export_bundle",
+    "load_checkpoint",
+    "verify",
+]
 
 _HOMES = {
+    "BuildOptions": "export.engine_options",
     "Bundle": "bundle",
     "ModelSpec": "spec",
     "Tokenizer": "runtime.tokenizer",
     "Tokens": "tokens",
+    "build_engines": "export.engines",
     "export_bundle": "export.bundles",
+    "load_checkpoint": "model.checkpoint",
+    "verify": "parity.verify",
 }
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from mgvq_export.errors import InputError
+from mgvq_export.parity.verify import SAMPLES
 from mgvq_export.runtime.images import read_image, write_image
 
-SAMPLES = Path(__file__).parent / "parity" / "samples"
 SHEET_HEIGHT = 320  # pixels of one row of the contact sheet
 CAPTION = 22
 

@@ -109,6 +109,8 @@ def _bundle(path: Path) -> Facts:
         for graph in entry["graphs"].values():
             ends = [", ".join(_value(value) for value in graph[end]) for end in ("inputs", "outputs")]
             rows.append([graph["file"], f"{graph['bytes'] / 1e3:.1f} kB", *ends])
+    for engine in bundle.engines:
+        rows.append([engine["file"], f"{engine['bytes'] / 1e6:.1f} MB", "", ""])
     return Facts(values, [("Files", ("file", "size", "inputs", "outputs"), rows)])
 
 

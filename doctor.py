@@ -34,7 +34,7 @@ def examine() -> dict[str, Any]:
     return {
         "system": {"python": platform.python_version(), "platform": platform.platform(), "gpu": _gpu()},
         "packages": packages,
-        "backends": [_export(), _fused_kernel(), *_onnxruntime()],
+        "backends": [_export(), _fused_kernel(), *_onnxruntime(), _engines()],
     }
 
 
@@ -69,6 +69,20 @@ def _export() -> dict[str, Any]:
     if missing:
         return _backend("export", False, f"needs {', '.join(missing)}: pip install 'mgvq-export[export]'")
     return _backend("export", True, f"torch {_version('torch')}, onnx {_version('onnx')}")
+
+
+def _engines() -> dict[str, Any]:
+    from mgvq_export.errors import BackendError
+
+    try:
+        from mgvq_export.export.trt_builder import find_machine
+
+        machine = find_machine()
+    except ImportError as error:
+        return _backend("build (TensorRT)", False, f"needs {error.name}: pip install 'mgvq-export[export,tensorrt]'")
+    except BackendError as error:
+        return _backend("build (TensorRT)", False, str(error))
+    return _backend("build (TensorRT)", True, f"TensorRT {machine.tensorrt}, {machine.gpu}")
 
 
 def _onnxruntime() -> list[dict[str, Any]]:

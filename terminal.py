@@ -48,10 +48,11 @@ def echo_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str
     """A table on standard output; numbers should be formatted by the caller."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*columns, title=title, box=None, title_justify="left", pad_edge=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # not str: rich takes [brackets] in a str for markup
     # A pipe has no width: keep rows whole there instead of folding them at 80 columns.
     Console(width=None if sys.stdout.isatty() else 240).print(table)
 
@@ -62,7 +63,7 @@ def progress_bar(task: str, total: int) -> Iterator[Callable[[str, float], None]
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(task, total=total)

@@ -104,6 +104,11 @@ def test_doctor() -> None:
     assert "ort-cpu" in succeed("doctor").output
 
 
+def test_tables_keep_brackets(tiny_bundle: Bundle) -> None:
+    # rich would take them for markup and drop them
+    assert "[batch, 3, height, width]" in succeed("inspect", tiny_bundle.path).output
+
+
 def test_bad_images(tiny_bundle: Bundle, photo: np.ndarray, tmp_path: Path) -> None:
     out = tmp_path / "out"
     frames = [Image.fromarray(photo), Image.fromarray(255 - photo)]
