@@ -20,6 +20,10 @@ from mgvq_export.terminal import Lines, echo_json, echo_table, progress_bar
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
+# Optional packages -> the extra that brings them.
+EXTRAS = {"torch": "export", "onnx": "export", "huggingface_hub": "export", "tensorrt": "tensorrt", "cuda": "tensorrt"}
+
+
 class Verb(click.Command):
     """A command whose errors are one line: exit code 2 for bad input, 1 for a failed check, 3 for a bug."""
 
@@ -37,6 +41,10 @@ class Verb(click.Command):
             if isinstance(error, MgvqError):
                 click.echo(f"error: {error}", err=True)
                 ctx.exit(error.exit_code)
+            package = (getattr(error, "name", None) or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+            if package in EXTRAS:
+                click.echo(f"error: {ctx.info_name} needs {package}: pip install 'mgvq-export[{EXTRAS[package]}]'", err=True)
+                ctx.exit(2)
             if isinstance(error, MemoryError):
                 click.echo("error: out of memory; give a smaller --memory-limit or close other programs", err=True)
                 ctx.exit(2)

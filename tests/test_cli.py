@@ -3,6 +3,8 @@
 import json
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +109,25 @@ def test_doctor() -> None:
 def test_tables_keep_brackets(tiny_bundle: Bundle) -> None:
     # rich would take them for markup and drop them
     assert "[batch, 3, height, width]" in succeed("inspect", tiny_bundle.path).output
+
+
+@pytest.mark.parametrize("arguments", [["export", "demo", "-o", "out"], ["inspect", "demo"], ["demo"]])
+def test_missing_extras_are_one_line(arguments: list[str], tmp_path: Path) -> None:
+    code = """
+import sys
+class Blocked:
+    def find_spec(self, name, *_):
+        if name.split('.')[0] in ('torch', 'onnx', 'huggingface_hub'):
+            raise ModuleNotFoundError('blocked', name=name)
+sys.meta_path.insert(0, Blocked())
+from mgvq_export.cli import main
+main()
+"""
+    run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert run.returncode == 2
+    assert one_line(run.stderr)
+    assert "pip install 'mgvq-export[export]'" in run.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_images(tiny_bundle: Bundle, photo: np.ndarray, tmp_path: Path) -> None:
