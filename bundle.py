@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,11 @@ def file_entry(root: Path, name: str) -> dict[str, Any]:
     """The manifest entry of the file ``name`` in folder ``root``: its path, size and hash."""
     path = root / name
     return {"file": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def package_version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -15,6 +15,7 @@ import click
 
 import mgvq_export
 from mgvq_export.errors import InputError, MgvqError
+from mgvq_export.files import make_folder
 from mgvq_export.terminal import Lines, echo_json, echo_table, progress_bar
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -293,16 +294,9 @@ class Run:
 
     def windows(self, index: int, path: Path) -> Callable[[int, int], None]:
         """The progress callback of one input."""
-        self._make_folder()
+        make_folder(self.output)  # late: bad input leaves no empty folder behind
         self._update(path.name, index)
         return lambda done, total: self._update(f"{path.name} {done}/{total}", index + done / total)
-
-    def _make_folder(self) -> None:
-        # Late: bad input leaves no empty folder behind.
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the folder {self.output}: {error.strerror}; choose another with -o") from error
 
     def close(self) -> None:
         self._stack.close()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mgvq_export.errors import InputError
+from mgvq_export.files import make_folder
 from mgvq_export.parity.verify import SAMPLES
 from mgvq_export.runtime.images import read_image, write_image
 
@@ -52,10 +52,7 @@ def run_demo(output: Path, say: Callable[[str], None]) -> DemoResult:
     from mgvq_export.parity.metrics import psnr
     from mgvq_export.parity.verify import compare_with_network
 
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {output}: {error.strerror}; choose another with -o") from error
+    make_folder(output)
     result = DemoResult()
     start = time.perf_counter()
     checkpoint = load_checkpoint("demo")

@@ -143,6 +143,8 @@ def _graph(path: Path) -> Facts:
     try:
         import onnx
         from google.protobuf.message import DecodeError
+
+        from mgvq_export.export.builder import value_entry
     except ImportError:
         raise InputError("inspecting a graph needs onnx: pip install 'mgvq-export[export]'") from None
     try:
@@ -152,17 +154,7 @@ def _graph(path: Path) -> Facts:
     graph = model.graph
     operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in graph.node)
 
-    def ends(values: Any) -> list[dict[str, Any]]:
-        found = []
-        for value in values:
-            tensor = value.type.tensor_type
-            shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
-            found.append(
-                {"name": value.name, "dtype": onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, "shape": shape}
-            )
-        return found
-
-    sides = {"input": ends(graph.input), "output": ends(graph.output)}
+    sides = {end: [value_entry(value) for value in values] for end, values in (("input", graph.input), ("output", graph.output))}
     values = {
         "kind": "graph",
         "name": graph.name,

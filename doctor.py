@@ -5,8 +5,9 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from mgvq_export.bundle import package_version
 
 PACKAGES = {
     "numpy": "everything",
@@ -30,19 +31,12 @@ PACKAGES = {
 
 def examine() -> dict[str, Any]:
     """``system``; ``packages``: name, version or None, purpose; ``backends``: name, ready, detail with the remedy when not."""
-    packages = [{"name": name, "version": _version(name), "purpose": purpose} for name, purpose in PACKAGES.items()]
+    packages = [{"name": name, "version": package_version(name), "purpose": purpose} for name, purpose in PACKAGES.items()]
     return {
         "system": {"python": platform.python_version(), "platform": platform.platform(), "gpu": _gpu()},
         "packages": packages,
         "backends": [_export(), _fused_kernel(), *_onnxruntime(), _engines()],
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _gpu() -> str | None:
@@ -65,10 +59,10 @@ def _backend(name: str, ready: bool, detail: str) -> dict[str, Any]:
 
 
 def _export() -> dict[str, Any]:
-    missing = [name for name in ("torch", "onnx") if _version(name) is None]
+    missing = [name for name in ("torch", "onnx") if package_version(name) is None]
     if missing:
         return _backend("export", False, f"needs {', '.join(missing)}: pip install 'mgvq-export[export]'")
-    return _backend("export", True, f"torch {_version('torch')}, onnx {_version('onnx')}")
+    return _backend("export", True, f"torch {package_version('torch')}, onnx {package_version('onnx')}")
 
 
 def _engines() -> dict[str, Any]:
@@ -127,5 +121,7 @@ def _fused_kernel() -> dict[str, Any]:
     except BackendError as error:
         return _backend("fused quantizer", False, str(error))
     return _backend(
-        "fused quantizer", True, f"numba {_version('numba')}, onnxruntime-extensions {_version('onnxruntime-extensions')}"
+        "fused quantizer",
+        True,
+        f"numba {package_version('numba')}, onnxruntime-extensions {package_version('onnxruntime-extensions')}",
     )

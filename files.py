@@ -91,6 +91,14 @@ def atomic_folder(path: PathLike, *, replace: bool = False) -> Iterator[Path]:
     _flush_folder(target.parent)
 
 
+def make_folder(path: PathLike) -> None:
+    """Make the folder ``path`` and those above it, if they are not there. Raises :class:`InputError` when that cannot be done."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}; choose another with -o") from error
+
+
 def sha256_file(path: PathLike) -> str:
     """SHA-256 of a file's bytes as 64 hexadecimal digits. Raises :class:`InputError` when it cannot be read."""
     digest = hashlib.sha256()

@@ -47,6 +47,10 @@ class Part(str, enum.Enum):
         return self.value
 
 
+#: The parts that may run in windows.
+TRUNKS = tuple(part for part in Part if "_trunk" in part.value)
+
+
 @dataclass(frozen=True)
 class Reach:
     """How far the inputs of one cell of a part lie from the cell: what exact tiling needs to know.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -186,3 +187,10 @@ class GraphBuilder:
             producer_name="mgvq-export",
             producer_version=mgvq_export.__version__,
         )
+
+
+def value_entry(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    """Name, dtype and shape of a graph's input or output as JSON-ready data; dynamic dimensions by name."""
+    tensor = value.type.tensor_type
+    shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+    return {"name": value.name, "dtype": helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, "shape": shape}

@@ -5,33 +5,32 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
 
 import mgvq_export
-from mgvq_export.bundle import FORMAT, MANIFEST, VERSION, Bundle, file_entry, graph_name, manifest_bytes, weights_name
+from mgvq_export.bundle import (
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    Bundle,
+    file_entry,
+    graph_name,
+    manifest_bytes,
+    package_version,
+    weights_name,
+)
 from mgvq_export.errors import InputError
-from mgvq_export.export.builder import OPSET, WeightStore
+from mgvq_export.export.builder import OPSET, WeightStore, value_entry
 from mgvq_export.export.graphs import PRECISIONS, build_graph, parts
 from mgvq_export.export.halo import reach
 from mgvq_export.files import PathLike, atomic_folder
 from mgvq_export.model.checkpoint import Checkpoint
 from mgvq_export.model.network import MGVQ
-from mgvq_export.spec import Part
-
-TRUNKS = (
-    Part.ENCODER_TRUNK,
-    Part.ENCODER_TRUNK_FINE,
-    Part.ENCODER_TRUNK_COARSE,
-    Part.DECODER_TRUNK,
-    Part.DECODER_TRUNK_COARSE,
-    Part.DECODER_TRUNK_FINE,
-)
+from mgvq_export.spec import TRUNKS, Part
 
 Progress = Callable[[str], None]
 
@@ -69,7 +68,8 @@ def export_bundle(
             "reach": _reaches(folder, next(iter(entries)), parts(checkpoint.spec)),
             "precisions": entries,
             "engines": [],
-            "tools": {"mgvq-export": mgvq_export.__version__} | {name: _version(name) for name in ("torch", "onnx", "numpy")},
+            "tools": {"mgvq-export": mgvq_export.__version__}
+            | {name: package_version(name) for name in ("torch", "onnx", "numpy")},
         }
         (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
     return Bundle.open(path)
@@ -132,21 +132,7 @@ def _write_precision(network: MGVQ, precision: str, folder: Path, progress: Prog
         onnx.checker.check_model(str(folder / name), full_check=True)
         graphs[str(part)] = {
             **file_entry(folder, name),
-            "inputs": [_value(value) for value in model.graph.input],
-            "outputs": [_value(value) for value in model.graph.output],
+            "inputs": [value_entry(value) for value in model.graph.input],
+            "outputs": [value_entry(value) for value in model.graph.output],
         }
     return {"opset": OPSET, "weights": file_entry(folder, weights_name(precision)), "graphs": graphs}
-
-
-def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
-    """Name, dtype and shape of a graph's input or output; dynamic dimensions by name."""
-    tensor = value.type.tensor_type
-    shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
-    return {"name": value.name, "dtype": helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, "shape": shape}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

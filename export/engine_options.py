@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mgvq_export.errors import InputError
-from mgvq_export.spec import ModelSpec, Part
+from mgvq_export.spec import TRUNKS, ModelSpec, Part
 
 Size = tuple[int, int]
 
@@ -108,9 +108,6 @@ class BuildOptions:
             "hardware_compatible": self.hardware_compatible,
             "detailed": self.detailed,
         }
-
-
-TRUNKS = frozenset(part for part in Part if "trunk" in part)
 
 
 def _is_count(value: object) -> bool:

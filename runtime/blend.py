@@ -6,7 +6,7 @@ image's. Codes are taken from each tile's own kept region; pixels are feathered 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,7 @@ def encode(sessions: Any, image: np.ndarray, plan: TilePlan, progress: Callable[
     """uint8 [H, W, 3] -> codes int32 [G, H/f, W/f], tile by tile."""
     codes: np.ndarray | None = None
     for done, window in enumerate(plan.windows, 1):
-        pixels = np.empty((1, 3, *plan.window), _input(sessions[Part.ENCODER_TRUNK].inputs))
-        to_float(image[window.source], pixels)
-        (features,) = sessions[Part.ENCODER_TRUNK].run({"image": pixels})
+        (features,) = sessions[Part.ENCODER_TRUNK].run({"image": to_float(image[window.source])})
         (latent,) = sessions[Part.ENCODER_HEAD].run({"features": features})
         (found,) = sessions[Part.QUANTIZER].run({"latent": latent}, ["codes"])
         if codes is None:
@@ -66,8 +64,3 @@ def _ramp(source: slice, size: int, plan: TilePlan) -> np.ndarray:
     if source.stop < size:
         weight = np.minimum(weight, (np.float32(length) - position) / np.float32(overlap))
     return weight
-
-
-def _input(inputs: Mapping[str, np.dtype]) -> np.dtype:
-    (dtype,) = inputs.values()
-    return dtype

@@ -14,11 +14,10 @@ from mgvq_export.runtime.ort import PROVIDERS, OrtSessions, return_freed_memory
 from mgvq_export.runtime.pipeline import Pipeline, Progress
 from mgvq_export.runtime.planner import Planner, Tiling, default_limit
 from mgvq_export.runtime.tiling import TrunkPlan
-from mgvq_export.spec import Part
+from mgvq_export.spec import TRUNKS, Part
 from mgvq_export.tokens import Tokens
 
 BACKENDS = ("auto", *PROVIDERS)
-TRUNKS = tuple(part for part in Part if "_trunk" in part.value)
 
 
 def _silent(done: int, total: int) -> None:

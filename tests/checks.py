@@ -1,6 +1,18 @@
-"""What several tests assert."""
+"""What several tests assert, and figures they share."""
 
 import re
+
+from mgvq_export.spec import Part, Reach
+
+#: Strides and receptive field of the released variants' trunks.
+RELEASED_REACH = {
+    Part.ENCODER_TRUNK: Reach(8, 1, 87, 87),
+    Part.ENCODER_TRUNK_FINE: Reach(4, 1, 19, 19),
+    Part.ENCODER_TRUNK_COARSE: Reach(2, 1, 17, 17),
+    Part.DECODER_TRUNK: Reach(1, 8, 15, 15),
+    Part.DECODER_TRUNK_COARSE: Reach(1, 2, 11, 11),
+    Part.DECODER_TRUNK_FINE: Reach(1, 4, 7, 7),
+}
 
 
 def one_line(text: str) -> bool:

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from checks import RELEASED_REACH
 from onnx import TensorProto, helper
 
 from mgvq_export.errors import SpecError
@@ -24,14 +25,6 @@ NARROW = ModelSpec(
     codebook_size=32,
     latent_channels=8,
 )
-EXPECTED = {
-    Part.ENCODER_TRUNK: Reach(8, 1, 87, 87),
-    Part.ENCODER_TRUNK_FINE: Reach(4, 1, 19, 19),
-    Part.ENCODER_TRUNK_COARSE: Reach(2, 1, 17, 17),
-    Part.DECODER_TRUNK: Reach(1, 8, 15, 15),
-    Part.DECODER_TRUNK_COARSE: Reach(1, 2, 11, 11),
-    Part.DECODER_TRUNK_FINE: Reach(1, 4, 7, 7),
-}
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +36,16 @@ def network():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("part", EXPECTED)
+@pytest.mark.parametrize("part", RELEASED_REACH)
 def test_reach_of_the_released_depths(network, part, precision):
-    assert reach(build_graph(network, part, precision, WeightStore())) == EXPECTED[part]
+    assert reach(build_graph(network, part, precision, WeightStore())) == RELEASED_REACH[part]
 
 
 def test_released_variants_share_these_depths():
     for spec in VARIANTS.values():
         assert (spec.encoder_depths[:3], spec.decoder_depths[:3]) == (NARROW.encoder_depths[:3], NARROW.decoder_depths[:3])
-    assert EXPECTED[Part.ENCODER_TRUNK].halo == 88
-    assert EXPECTED[Part.DECODER_TRUNK].halo * 8 == 120
+    assert RELEASED_REACH[Part.ENCODER_TRUNK].halo == 88
+    assert RELEASED_REACH[Part.DECODER_TRUNK].halo * 8 == 120
 
 
 def session_of(network, part, tmp_path):

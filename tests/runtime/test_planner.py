@@ -5,27 +5,20 @@ import itertools
 
 import numpy as np
 import pytest
+from checks import RELEASED_REACH
 
 from mgvq_export.errors import InputError
 from mgvq_export.runtime.planner import Costs, Planner, Tiling, format_bytes, parse_bytes
 from mgvq_export.runtime.tokenizer import Tokenizer
-from mgvq_export.spec import VARIANTS, Part, Reach
+from mgvq_export.spec import VARIANTS, Part
 
-RELEASED = {
-    Part.ENCODER_TRUNK: Reach(8, 1, 87, 87),
-    Part.ENCODER_TRUNK_FINE: Reach(4, 1, 19, 19),
-    Part.ENCODER_TRUNK_COARSE: Reach(2, 1, 17, 17),
-    Part.DECODER_TRUNK: Reach(1, 8, 15, 15),
-    Part.DECODER_TRUNK_COARSE: Reach(1, 2, 11, 11),
-    Part.DECODER_TRUNK_FINE: Reach(1, 4, 7, 7),
-}
 F16 = VARIANTS["mgvq-f16c32-g8"]
 SIZE = (1440, 2560)
 GIB = 2**30
 
 
 def planner(limit=None, **options):
-    return Planner(F16, RELEASED, base_bytes=GIB, limit=limit, **options)
+    return Planner(F16, RELEASED_REACH, base_bytes=GIB, limit=limit, **options)
 
 
 def directions(one):
@@ -73,7 +66,7 @@ def test_untiled_that_does_not_fit_is_refused():
 
 
 def test_a_second_cut_is_chosen_when_it_saves_work():
-    one_cut = {part: reach for part, reach in RELEASED.items() if not str(part).endswith(("fine", "coarse"))}
+    one_cut = {part: reach for part, reach in RELEASED_REACH.items() if not str(part).endswith(("fine", "coarse"))}
     plans = []
     for share in (6.9, 7.0, 7.2):
         limit = int(share * GIB)
