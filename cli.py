@@ -1,109 +1,20 @@
-"""The command line: verbs only. A command parses its options, makes one library call and prints what came of it."""
+"""The command line: verbs only. A command parses its options, makes one library call and prints what came of it.
+
+The verbs that measure (verify, eval, bench, calibrate) are in ``cli_quality``.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-import mgvq_export
-from mgvq_export.errors import InputError, MgvqError
-from mgvq_export.files import make_folder
+from mgvq_export import cli_quality  # noqa: F401 (its verbs join the same group)
+from mgvq_export.commands import BUNDLE, GROUPS, IMAGES, MAX_PIXELS, RUN_OPTIONS, Run, main, parse_tile, verb
 from mgvq_export.terminal import Lines, echo_json, echo_table, progress_bar
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
-
-# Optional packages -> the extra that brings them.
-EXTRAS = {"torch": "export", "onnx": "export", "huggingface_hub": "export", "tensorrt": "tensorrt", "cuda": "tensorrt"}
-
-
-class Verb(click.Command):
-    """A command whose errors are one line: exit code 2 for bad input, 1 for a failed check, 3 for a bug."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except KeyboardInterrupt:
-            click.echo("interrupted; nothing half-written is left", err=True)
-            ctx.exit(130)
-        except Exception as error:
-            if ctx.params.get("debug"):
-                traceback.print_exc()
-            if isinstance(error, MgvqError):
-                click.echo(f"error: {error}", err=True)
-                ctx.exit(error.exit_code)
-            package = (getattr(error, "name", None) or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-            if package in EXTRAS:
-                click.echo(f"error: {ctx.info_name} needs {package}: pip install 'mgvq-export[{EXTRAS[package]}]'", err=True)
-                ctx.exit(2)
-            if isinstance(error, MemoryError):
-                click.echo("error: out of memory; give a smaller --memory-limit or close other programs", err=True)
-                ctx.exit(2)
-            click.echo(f"internal error: {type(error).__name__}: {error}; please report it with the output of --debug", err=True)
-            ctx.exit(3)
-
-
-@click.group(context_settings=CONTEXT)
-@click.version_option(mgvq_export.__version__, prog_name="mgvq-export")
-def main() -> None:
-    """Take a trained MGVQ image tokenizer to production.
-
-    \b
-    mgvq-export export demo -o bundle           checkpoint -> ONNX graphs
-    mgvq-export encode bundle photo.jpg -o out  image -> tokens
-    mgvq-export decode bundle out/photo.safetensors -o out
-    """
-
-
-def verb(*options: Callable) -> Callable:
-    """A command with ``options`` and, last, ``--json`` and ``--debug``."""
-
-    def decorate(function: Callable) -> click.Command:
-        debug = click.option("--debug", is_flag=True, expose_value=True, help="Show tracebacks.")
-        as_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON on standard output.")
-        for option in (debug, as_json, *reversed(options)):
-            function = option(function)
-        return main.command(cls=Verb)(function)
-
-    return decorate
-
-
-BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
-RUN_OPTIONS = (
-    click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to."),
-    click.option("--backend", default="auto", show_default=True, help="auto, ort-cpu or ort-cuda."),
-    click.option("--precision", help="fp32 or fp16. [default: fp32 if the bundle has it]"),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one operator. [default: all cores]"),
-    click.option("--tiling", default="auto", show_default=True, help="auto, off, exact, or blend (changes codes; to compare)."),
-    click.option("--tile", metavar="N|HxW", help="Size of the windows in pixels. [default: what the memory limit allows]"),
-    click.option("--memory-limit", metavar="SIZE", help="For the whole process, such as 6GiB. [default: 80 % of what is free]"),
-)
-IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-GROUPS = click.option("--groups", type=int, help="Use only the first N coarse-to-fine groups. [default: all]")
-MAX_PIXELS = click.option("--max-pixels", type=click.IntRange(min=1), help="Largest image accepted. [default: 512 million]")
-
-
-def parse_tile(text: str | None) -> tuple[int, int] | None:
-    """``"512"`` or ``"512x768"`` (height x width) -> (height, width). Raises :class:`InputError`."""
-    if text is None:
-        return None
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise InputError(f"tile is {text!r}; wanted a side in pixels such as 512, or HxW such as 512x768")
-    return int(sides[0]), int(sides[-1])
-
-
-# ---- verbs
 
 
 @verb()
@@ -258,82 +169,6 @@ def reconstruct(
         quality = psnr(again, image)
         run.lines.add(run.target(path), time.perf_counter() - start, f"{quality:.2f} dB", psnr_db=quality)
     run.close()
-
-
-class Run:
-    """What encode, decode and reconstruct share: the tokenizer, the file names, the progress bar."""
-
-    def __init__(self, bundle: Path, inputs: Sequence[Path], output: Path, suffix: str, options: dict[str, Any]):
-        from mgvq_export.runtime.tokenizer import Tokenizer
-
-        self.output, self.suffix = output, suffix
-        by_name: dict[Path, Path] = {}
-        for path in inputs:
-            if not path.is_file():
-                raise InputError(f"cannot read {path}: {'it is a folder' if path.is_dir() else 'no such file'}; give files")
-            other = by_name.setdefault(self.target(path), path)
-            if other is not path:
-                raise InputError(f"{other} and {path} would both be written to {self.target(path)}; rename one or run them apart")
-        self.lines = Lines(options["as_json"])
-        self._stack = contextlib.ExitStack()
-        names = ("backend", "precision", "threads", "tiling", "memory_limit")
-        chosen = {name: options[name] for name in names} | {"tile": parse_tile(options["tile"])}
-        self.tokenizer = self._stack.enter_context(Tokenizer.open(bundle, **chosen))
-        self._update = self._stack.enter_context(progress_bar("", len(inputs)))
-        click.get_current_context().call_on_close(self._stack.close)
-
-    def target(self, path: Path) -> Path:
-        return self.output / f"{path.stem}{self.suffix}"
-
-    def read(self, path: Path, max_pixels: int | None) -> Any:
-        from mgvq_export.runtime.images import MAX_PIXELS, read_image
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about damaged files that it then refuses: one line is enough
-            return read_image(path, max_pixels=max_pixels or MAX_PIXELS)
-
-    def windows(self, index: int, path: Path) -> Callable[[int, int], None]:
-        """The progress callback of one input."""
-        make_folder(self.output)  # late: bad input leaves no empty folder behind
-        self._update(path.name, index)
-        return lambda done, total: self._update(f"{path.name} {done}/{total}", index + done / total)
-
-    def close(self) -> None:
-        self._stack.close()
-        self.lines.close()
-
-
-@verb(
-    BUNDLE,
-    click.argument("images", nargs=-1, type=click.Path(path_type=Path)),
-    click.option("--backend", default="auto", show_default=True, help="Backend to verify."),
-    click.option("--checkpoint", help="What the bundle was exported from. [default: the file it was exported from]"),
-    click.option("--only", multiple=True, metavar="QUESTION", help="Ask this question only; may be repeated."),
-    click.option("--bisect", is_flag=True, help="Also say at which nodes of the graphs differences arise."),
-)
-def verify(bundle: Path, images: tuple[Path, ...], bisect: bool, as_json: bool, debug: bool, **options: Any) -> None:
-    """Check that BUNDLE computes what its network computes, on IMAGES or on three sample photos.
-
-    \b
-    Questions: network, precision, backend, quantizer, decoder, graphs, batch, tiling, round-trip.
-    mgvq-export verify bundle --only network --only tiling photo.jpg
-    """
-    from mgvq_export.parity.verify import find_origins
-    from mgvq_export.parity.verify import verify as verify_bundle
-
-    with progress_bar("verify", 9) as update:
-        report = verify_bundle(bundle, images, progress=update, **options)
-    origins = find_origins(bundle, images, checkpoint=options["checkpoint"]) if bisect else None
-    if as_json:
-        echo_json(report.to_dict() | ({"bisect": origins.to_dict()} if origins else {}))
-    else:
-        echo_table(*report.table())
-        click.echo(report.summary())
-        if origins:
-            click.echo("\n" + "\n".join(origins.summary))
-            if origins.origins:
-                echo_table(*origins.table(), title="Differences arise at")
-    report.raise_if_failed()
 
 
 @verb(click.argument("target"))
