@@ -51,12 +51,32 @@ class Verb(click.Command):
             ctx.exit(3)
 
 
-@click.group(context_settings=CONTEXT)
+#: The verbs as ``--help`` lists them.
+SECTIONS = {
+    "Make a bundle": ("models", "export", "calibrate", "build"),
+    "Run it": ("encode", "decode", "reconstruct"),
+    "Measure it": ("verify", "eval", "bench"),
+    "Look around": ("inspect", "doctor", "demo"),
+}
+
+
+class Verbs(click.Group):
+    """A group that lists its commands in the order of the work, under :data:`SECTIONS`."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in SECTIONS.items():
+            commands = [(name, command) for name in names if (command := self.get_command(ctx, name))]
+            with formatter.section(title):
+                formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in commands])
+
+
+@click.group(cls=Verbs, context_settings=CONTEXT)
 @click.version_option(mgvq_export.__version__, prog_name="mgvq-export")
 def main() -> None:
     """Take a trained MGVQ image tokenizer to production.
 
     \b
+    mgvq-export demo                            the whole way on the packaged model
     mgvq-export export demo -o bundle           checkpoint -> ONNX graphs
     mgvq-export encode bundle photo.jpg -o out  image -> tokens
     mgvq-export decode bundle out/photo.safetensors -o out

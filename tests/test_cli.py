@@ -15,6 +15,7 @@ from PIL import Image
 
 from mgvq_export.bundle import Bundle
 from mgvq_export.cli import main
+from mgvq_export.commands import SECTIONS
 from mgvq_export.tokens import Tokens
 
 
@@ -48,6 +49,7 @@ def test_every_command_has_help_and_is_in_the_readme(command: str) -> None:
     result = succeed(command, "--help")
     assert main.commands[command].help
     assert "--debug" in result.output
+    assert command in [name for names in SECTIONS.values() for name in names], "no section of --help lists it"
     assert f"`{command}" in (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
