@@ -69,7 +69,7 @@ def _engines() -> dict[str, Any]:
     from mgvq_export.errors import BackendError
 
     try:
-        from mgvq_export.export.trt_builder import find_machine
+        from mgvq_export.ops.trt_machine import find_machine
 
         machine = find_machine()
     except ImportError as error:

@@ -22,7 +22,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import Any
 from mgvq_export.bundle import Bundle
 from mgvq_export.errors import InputError
 from mgvq_export.files import atomic_write_bytes, sha256_file
+from mgvq_export.ops.trt_machine import Machine
 
 Record = dict[str, Any]
 
@@ -55,20 +55,6 @@ _VALUES = {
     "kernel.nvrtc": "NVRTC",
     "kernel.architecture": "the kernel's architecture",
 }
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What an engine is bound to: TensorRT's version, the GPU's name and its compute capability."""
-
-    tensorrt: str
-    gpu: str
-    compute_capability: str
-
-    @property
-    def folder(self) -> str:
-        """Name of its folder inside ``engines``."""
-        return f"{re.sub(r'[^a-z0-9]+', '-', self.gpu.lower()).strip('-')}-trt{self.tensorrt}"
 
 
 def engine_name(machine: Machine, precision: str, part: str) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 
 from mgvq_export.bundle import Bundle
 from mgvq_export.errors import BackendError, InputError
-from mgvq_export.export.engine_cache import BuildCache, Machine, Record, engine_name, find_engine, profile_record
+from mgvq_export.export.engine_cache import BuildCache, Record, engine_name, find_engine, profile_record
 from mgvq_export.export.engine_options import BuildOptions, profiles
-from mgvq_export.export.trt_builder import EngineJob, build_plan, find_machine
+from mgvq_export.export.trt_builder import EngineJob, build_plan
 from mgvq_export.files import atomic_path, sha256_file
 from mgvq_export.ops.cuda_kernel import kernel_source_sha256, nvrtc_version
+from mgvq_export.ops.trt_machine import Machine, find_machine
 from mgvq_export.ops.trt_plugin import register_plugin
 from mgvq_export.spec import Part
 

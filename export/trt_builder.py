@@ -6,8 +6,6 @@ TF32 is off, because it moves codes between near-equal rows. Flags are taken by 
 
 from __future__ import annotations
 
-import functools
-import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,11 +14,9 @@ from types import ModuleType
 from typing import Any
 
 from mgvq_export.errors import BackendError
-from mgvq_export.export.engine_cache import Machine
 from mgvq_export.export.engine_options import BuildOptions, Profile
-from mgvq_export.ops.trt_plugin import import_tensorrt, register_plugin
-
-OLDEST = (10, 16, 1)  # earlier ones read past the arguments of kernels embedded ahead of time, or lack parser flags
+from mgvq_export.ops.trt_machine import import_tensorrt, process_logger
+from mgvq_export.ops.trt_plugin import register_plugin
 
 #: Called with the phase TensorRT is in and the share of it that is done, 0 to 1, from another thread.
 Report = Callable[[str, float], None]
@@ -51,37 +47,6 @@ class EngineJob:
     timings: bytes = b""
 
 
-def find_machine() -> Machine:
-    """TensorRT and GPU of this process. Raises :class:`BackendError` with the remedy when one is missing or too old."""
-    trt = import_tensorrt()
-    version = tuple(int(number) for number in re.findall(r"\d+", trt.__version__)[:3])
-    if version < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise BackendError(
-            f"TensorRT {trt.__version__} is too old; wanted {oldest} or newer: pip install -U 'tensorrt>={oldest}'"
-        )
-    gpu, capability = _gpu()
-    return Machine(trt.__version__, gpu, capability)
-
-
-def _gpu() -> tuple[str, str]:
-    """Name and compute capability of the current CUDA device."""
-    remedy = "engines are built on the GPU they run on: install NVIDIA's driver and check that nvidia-smi lists a GPU"
-    try:
-        from cuda.bindings import runtime as cudart
-    except ImportError as error:
-        raise BackendError(f"building engines needs cuda-bindings ({error}): pip install 'mgvq-export[tensorrt]'") from None
-    try:
-        status, device = cudart.cudaGetDevice()
-        if int(status) == 0:
-            status, properties = cudart.cudaGetDeviceProperties(device)
-    except RuntimeError as failure:  # the bindings find the driver at the first call
-        raise BackendError(f"no usable GPU ({str(failure).splitlines()[0]}); {remedy}") from None
-    if int(status) != 0:
-        raise BackendError(f"no usable GPU ({status.name}); {remedy}")
-    return properties.name.rstrip(b"\0").decode(), f"{properties.major}.{properties.minor}"
-
-
 def build_plan(job: EngineJob, report: Report = lambda phase, share: None) -> tuple[Any, bytes]:
     """Build one engine: Register / Parse / Configure / Build.
 
@@ -97,7 +62,7 @@ def build_plan(job: EngineJob, report: Report = lambda phase, share: None) -> tu
     trt = import_tensorrt()
     if job.plugins:
         register_plugin(architecture=job.options.architecture)  # before parsing: the parser looks it up
-    messages = _logger(trt)
+    messages = process_logger(trt)
     messages.errors.clear()
     monitor = _monitor(trt, report)
     results: list[tuple[Any, bytes]] = []
@@ -225,25 +190,6 @@ def _failed(job: EngineJob, what: str, messages: Any, otherwise: str) -> Backend
         "TensorRT cannot build the engine": "free GPU memory, or try a smaller --shape, --tile or --batch, or another --workspace",
     }
     return BackendError(f"{job.name}: {what}: {reason}; {remedies[what]}")
-
-
-@functools.cache
-def _logger(trt: Any) -> Any:
-    """The one logger of this process: TensorRT keeps using the first it was given, and may do so after its builder is gone."""
-    severity = trt.ILogger.Severity
-
-    class Messages(trt.ILogger):
-        """Keeps TensorRT's errors; they say why a build gave nothing."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, level: Any, message: str) -> None:
-            if level in (severity.ERROR, severity.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Messages()
 
 
 def _monitor(trt: Any, report: Report) -> Any:

@@ -7,31 +7,17 @@ This module must not say ``from __future__ import annotations``: TensorRT reads 
 objects and refuses strings.
 """
 
-from types import ModuleType
 from typing import Any
 
-from mgvq_export.errors import BackendError
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
 from mgvq_export.ops.cuda_kernel import KERNEL_NAMES, LOWEST_ARCHITECTURE, POSITIONS_PER_BLOCK, THREADS_PER_BLOCK, compile_ptx
+from mgvq_export.ops.trt_machine import import_tensorrt
 
 PLUGIN_ID = f"{DOMAIN}::{OP_NAME}"
 #: What the ONNX node must carry to become the plugin: without the namespace the parser inlines the node's function body.
 NODE_ATTRIBUTES: dict[str, str | int] = {"plugin_namespace": DOMAIN, "plugin_version": "1", "aot": 1}
 
 _architecture = LOWEST_ARCHITECTURE
-
-
-def import_tensorrt() -> ModuleType:
-    """The ``tensorrt`` module. Raises BackendError, with the remedy, when it is missing or its libraries do not load."""
-    try:
-        import tensorrt
-        import tensorrt.plugin
-    except (ImportError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise BackendError(
-            f"TensorRT is not usable ({reason}): pip install 'mgvq-export[tensorrt]' on a machine with a GPU"
-        ) from None
-    return tensorrt
 
 
 def is_registered() -> bool:

@@ -17,9 +17,11 @@ from mgvq_export.bundle import Bundle
 from mgvq_export.cli import main
 from mgvq_export.errors import BackendError, BundleError, InputError, MgvqError
 from mgvq_export.export import engines, trt_builder
-from mgvq_export.export.engine_cache import BuildCache, Machine, find_engine, reuse_reason
+from mgvq_export.export.engine_cache import BuildCache, find_engine, reuse_reason
 from mgvq_export.export.engine_options import TILED_PARTS, UNTILED_PARTS, BuildOptions, Profile, parse_size, profiles
 from mgvq_export.files import sha256_file
+from mgvq_export.ops import trt_machine
+from mgvq_export.ops.trt_machine import Machine
 from mgvq_export.spec import Part
 
 SHAPES = ((64, 96),)
@@ -42,8 +44,9 @@ def cache(tmp_path):
 def trt(monkeypatch):
     """Makes a Recorder the TensorRT of this process."""
     record = fake.Recorder()
-    monkeypatch.setattr(trt_builder, "import_tensorrt", lambda: record.module)
-    monkeypatch.setattr(trt_builder, "_gpu", lambda: (MACHINE.gpu, MACHINE.compute_capability))
+    for module in (trt_builder, trt_machine):
+        monkeypatch.setattr(module, "import_tensorrt", lambda: record.module)
+    monkeypatch.setattr(trt_machine, "find_gpu", lambda: (MACHINE.gpu, MACHINE.compute_capability))
     for module in (trt_builder, engines):
         monkeypatch.setattr(module, "register_plugin", lambda *, architecture: record("register", architecture))
     return record
@@ -466,7 +469,7 @@ def test_without_a_gpu_the_command_says_so_and_writes_nothing(bundle, trt, monke
         raise RuntimeError("libcuda.so not found\nmore")
 
     monkeypatch.undo()
-    monkeypatch.setattr(trt_builder, "import_tensorrt", lambda: trt.module)
+    monkeypatch.setattr(trt_machine, "import_tensorrt", lambda: trt.module)
     runtime = pytest.importorskip("cuda.bindings.runtime")
     monkeypatch.setattr(runtime, "cudaGetDevice", no_gpu)
     before = files(bundle.path)
@@ -481,6 +484,7 @@ def test_without_a_gpu_the_command_says_so_and_writes_nothing(bundle, trt, monke
 HOOKS = """
 import tensorrt as trt
 from mgvq_export.export import trt_builder
+from mgvq_export.ops.trt_machine import process_logger
 seen = []
 monitor = trt_builder._monitor(trt, lambda phase, share: seen.append((phase, share)))
 assert isinstance(monitor, trt.IProgressMonitor)
@@ -492,12 +496,12 @@ monitor.phase_finish("Build")
 assert seen == [("Build", 0.0), ("Build", 0.25)], seen
 for name in ("phase_start", "step_complete", "phase_finish"):
     assert callable(getattr(trt.IProgressMonitor, name))
-messages = trt_builder._logger(trt)
+messages = process_logger(trt)
 assert isinstance(messages, trt.ILogger) and callable(trt.ILogger.log)
 messages.log(trt.ILogger.Severity.INFO, "no")
 messages.log(trt.ILogger.Severity.INTERNAL_ERROR, "yes")
 assert messages.errors == ["yes"]
-assert trt_builder._logger(trt) is messages
+assert process_logger(trt) is messages
 print("good")
 """
 
