@@ -4,8 +4,8 @@ The exported graphs take and give float images [B, 3, H, W], so that any runtime
 [B, H, W, 3], a quarter of the bytes over the bus and no conversion on the host. TensorRT allows uint8 only at the network's
 boundary: the input is cast first and transposed then, the output transposed first and cast last.
 
-A uint8 image cannot say that it was not a number, so an engine that gives images also gives ``non_finite``, int32 [B]: 1 for an
-image with a value that was NaN or infinite.
+Neither a uint8 image nor a code can say that it came from no number, so an engine that gives images or the latent also gives
+``non_finite``, int32 [B]: 1 for an image (latent) with a value that was NaN or infinite.
 
 Only the graph is changed; weights stay in the bundle's ``weights.bin``, which the parser finds through the graph's path.
 """
@@ -27,6 +27,7 @@ from mgvq_export.ops.contract import DOMAIN, OP_NAME
 from mgvq_export.ops.trt_plugin import NODE_ATTRIBUTES
 
 IMAGE = "image"
+LATENT = "latent"
 NON_FINITE = "non_finite"
 
 #: Operator, name, constant operands (numbers as float32), attributes.
@@ -61,6 +62,7 @@ def engine_graph(path: Path) -> EngineGraph:
     except Exception as error:  # protobuf's own errors
         raise BundleError(f"{path} is no ONNX graph ({' '.join(str(error).split())}); export the bundle again") from error
     plugins = use_plugin(model)
+    report_non_finite(model)
     use_uint8_images(model)
     graph = model.graph
     inputs, outputs = [_value(value) for value in graph.input], [_value(value) for value in graph.output]
@@ -81,6 +83,24 @@ def use_plugin(model: ModelProto) -> int:
     return len(nodes)
 
 
+def report_non_finite(model: ModelProto) -> None:
+    """Add the output ``non_finite`` to a graph that gives an image or the latent; call before :func:`use_uint8_images`."""
+    for value in [value for value in model.graph.output if value.name in (IMAGE, LATENT)]:
+        # x [B, C, H, W] -> whether |x| <= the largest float32 fails anywhere, int32 [B]; NaN compares as false
+        steps: list[Step] = [
+            ("Cast", "float", (), {"to": TensorProto.FLOAT}),
+            ("Abs", "magnitude", (), {}),
+            ("LessOrEqual", "finite", (float(np.finfo(np.float32).max),), {}),
+            ("Not", "mask", (), {}),
+            ("Cast", "number", (), {"to": TensorProto.INT32}),
+            ("ReduceMax", "", (np.array([1, 2, 3], np.int64),), {"keepdims": 0}),
+        ]
+        model.graph.node.extend(_chain(model.graph, value.name, NON_FINITE, steps))
+        batch = value.type.tensor_type.shape.dim[0]
+        shape = [batch.dim_param or batch.dim_value]
+        model.graph.output.append(helper.make_tensor_value_info(NON_FINITE, TensorProto.INT32, shape))
+
+
 def use_uint8_images(model: ModelProto) -> None:
     """Make an image input or output uint8 [B, H, W, 3]: the arithmetic of ``runtime.images``, in float32. Others stay."""
     for value in model.graph.input:
@@ -89,7 +109,6 @@ def use_uint8_images(model: ModelProto) -> None:
     for value in list(model.graph.output):
         if value.name == IMAGE:
             _uint8_output(model.graph, value)
-            _non_finite_output(model.graph, value)
 
 
 def _uint8_input(graph: GraphProto, value: onnx.ValueInfoProto) -> None:
@@ -128,20 +147,6 @@ def _uint8_output(graph: GraphProto, value: onnx.ValueInfoProto) -> None:
         node.output[:] = [network if name == IMAGE else name for name in node.output]
     graph.node.extend(_chain(graph, network, IMAGE, steps))
     _make_uint8(value)
-
-
-def _non_finite_output(graph: GraphProto, image: onnx.ValueInfoProto) -> None:
-    # x [B, 3, H, W] -> whether |x| <= the largest float32 fails anywhere, int32 [B]; NaN compares as false
-    steps: list[Step] = [
-        ("Abs", "magnitude", (), {}),
-        ("LessOrEqual", "finite", (float(np.finfo(np.float32).max),), {}),
-        ("Not", "mask", (), {}),
-        ("Cast", "number", (), {"to": TensorProto.INT32}),
-        ("ReduceMax", "", (np.array([1, 2, 3], np.int64),), {"keepdims": 0}),
-    ]
-    graph.node.extend(_chain(graph, f"{IMAGE}/float", NON_FINITE, steps))
-    batch = image.type.tensor_type.shape.dim[0]
-    graph.output.append(helper.make_tensor_value_info(NON_FINITE, TensorProto.INT32, [batch.dim_param or batch.dim_value]))
 
 
 def _chain(graph: GraphProto, source: str, target: str, steps: Sequence[Step]) -> list[onnx.NodeProto]:
