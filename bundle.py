@@ -5,6 +5,7 @@ The only module that knows the names of files inside a bundle::
     manifest.json
     <precision>/<part>.onnx         one per Part
     <precision>/weights.bin         the weights of all graphs of that precision
+    <precision>/plan.json           the plan it was made by, if it is neither fp32 nor fp16
     engines/<gpu>-trt<version>/<precision>/*.engine
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 
 from mgvq_export.errors import BundleError, InputError, SpecError
 from mgvq_export.files import PathLike, atomic_write_bytes, sha256_file
+from mgvq_export.precision import PrecisionPlan
 from mgvq_export.spec import ModelSpec, Part, Reach
 
 MANIFEST = "manifest.json"
@@ -35,6 +37,11 @@ def graph_name(precision: str, part: Part) -> str:
 def weights_name(precision: str) -> str:
     """Path of one precision's weights inside a bundle."""
     return f"{precision}/{WEIGHTS}"
+
+
+def plan_name(precision: str) -> str:
+    """Path of one precision's plan inside a bundle."""
+    return f"{precision}/plan.json"
 
 
 @dataclass
@@ -114,6 +121,21 @@ class Bundle:
             raise BundleError(f"{self.path} has no graph {part}; {self.spec.name} has {', '.join(graphs)}")
         return graphs[str(part)]
 
+    def plan(self, precision: str) -> PrecisionPlan | None:
+        """The plan that a precision was made by; None for ``fp32`` and ``fp16`` as they are.
+
+        Raises :class:`BundleError` when the bundle lacks the precision, or the plan's file is missing or has changed.
+        """
+        self.graph(precision, Part.QUANTIZER)  # names the precisions it has when this one is missing
+        entry = self.manifest["precisions"][precision].get("plan")
+        if entry is None:
+            return None
+        path = self.check_file(entry)
+        try:
+            return PrecisionPlan.load(path)
+        except InputError as error:
+            raise BundleError(f"{error}; export the bundle again") from error
+
     def graph_path(self, precision: str, part: Part) -> Path:
         """Path of a graph whose bytes, and whose weights' bytes, are those of the export.
 
@@ -148,6 +170,7 @@ class Bundle:
         for precision, entry in self.manifest["precisions"].items():
             for part in entry["graphs"]:
                 self.graph_path(precision, Part(part))
+            self.plan(precision)
         for engine in self.engines:
             self.check_file(engine)
 

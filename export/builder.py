@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import mgvq_export
 from mgvq_export.bundle import WEIGHTS
+from mgvq_export.export import eight_bit
+from mgvq_export.precision import NodePlan, PrecisionPlan
 
 OPSET = 20  # within what TensorRT 10.x and 11.x parse (9 to 24); nothing newer is needed
 IR_VERSION = 10
@@ -23,6 +25,9 @@ ALIGNMENT = 4096  # one page: runtimes may map tensors instead of copying them
 
 FLOAT, FLOAT16, INT32, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64
 NUMPY_TYPE: dict[int, np.dtype] = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16)}
+ONNX_TYPE = {"fp32": FLOAT, "fp16": FLOAT16}
+
+_SCALAR = "scalar:"
 
 
 @dataclass
@@ -57,7 +62,9 @@ class WeightStore:
         with path.open("wb") as file:
             for offset, array in self.offsets.values():
                 file.seek(offset)
-                file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+                if array.itemsize > 1:
+                    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+                file.write(array.tobytes())
             file.truncate(self.size)
 
 
@@ -68,17 +75,27 @@ class GraphBuilder:
     (``encoder.stages.3.op_list.0.main.conv2.norm/scale``). Its (first) output carries the same name, so a value in a profile or a
     comparison leads straight to the layer. Every value has a float type; :meth:`node` casts what does not match the
     type the node runs in, and :meth:`float32` opens an island that stays float32 in a float16 graph.
+
+    A precision plan has the last word on every :meth:`node`: its type, or that its inputs pass through eight bits
+    (QuantizeLinear and DequantizeLinear, which TensorRT fuses into an 8-bit convolution). Quantization happens here, as the graph is written, and not
+    by rewriting finished graphs (``onnxruntime.quantization``): all graphs of a bundle share one file of weights, node names stay the modules', scales
+    have the graph's type, and what is not named stays the same to the byte.
     """
 
-    def __init__(self, weights: WeightStore, dtype: int):
+    def __init__(self, weights: WeightStore, dtype: int, plan: PrecisionPlan | None = None):
         self.weights = weights
+        self.plan = plan
         self.default = self.dtype = dtype
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self.types: dict[str, int] = {}
+        #: Nodes whose precision a plan may choose: all that :meth:`node` added, by name.
+        self.choices: dict[str, onnx.NodeProto] = {}
         self._names: set[str] = set()
+        self._untyped: dict[str, np.ndarray] = {}  # weights and scalars that no node has read yet
+        self._quantized: dict[tuple, str] = {}
 
     def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
         """Declare a graph input; string dimensions are dynamic."""
@@ -119,13 +136,98 @@ class GraphBuilder:
         return name
 
     def node(self, op: str, *inputs: str, name: str, outputs: Sequence[str] = (), dtype: int | None = None, **attributes) -> str:
-        """Add a node and return its first output. Float inputs are cast to the current type; ``dtype``: the output's, when it differs."""
-        inputs = tuple(self.cast(value, self.dtype) if self.types.get(value) in NUMPY_TYPE else value for value in inputs)
+        """Add a node and return its first output. Float inputs are cast to the type it runs in; ``dtype``: the output's, when it differs.
+
+        Raises :class:`InputError` when the plan asks for what the node cannot do.
+        """
+        plan = self._plan(op, inputs, name, attributes)
+        if plan is not None and plan.quantized:
+            runs_in = self.dtype
+            read = self._read_quantized(plan, inputs, name)
+        else:
+            runs_in = self.dtype if plan is None else ONNX_TYPE[plan.precision]
+            read = [self._read(value, runs_in) for value in inputs]
         outputs = tuple(outputs) or (name,)
-        self._append(op, inputs, outputs, name, attributes)
+        self.choices[name] = self._append(op, read, outputs, name, attributes)
         for output in outputs:
-            self.types[output] = self.dtype if dtype is None else dtype
+            self.types[output] = runs_in if dtype is None else dtype
         return outputs[0]
+
+    def _plan(self, op: str, inputs: Sequence[str], name: str, attributes: Mapping[str, Any]) -> NodePlan | None:
+        """What the plan says of a node, when that can be done."""
+        plan = self.plan.nodes.get(name) if self.plan else None
+        if plan is not None:
+            weight = self._untyped.get(inputs[1]) if op == "Conv" else None
+            eight_bit.check_node(
+                name,
+                op,
+                plan,
+                groups=attributes.get("group", 1),
+                channels=0 if weight is None else len(weight),
+                activations=tuple(value not in self._untyped and value not in self.initializers for value in inputs),
+            )
+        return plan
+
+    def _read(self, value: str, dtype: int) -> str:
+        """``value`` as a node that runs in ``dtype`` reads it: floats in that type."""
+        if value in self._untyped:
+            return self._typed(value, dtype)
+        if value not in self.types:
+            raise ValueError(f"no value {value}")
+        return self.cast(value, dtype) if self.types[value] in NUMPY_TYPE else value
+
+    def _typed(self, name: str, dtype: int) -> str:
+        """A weight or scalar in the type of the node that reads it; weights are stored."""
+        array = self._untyped.pop(name)
+        kind = TensorProto.DataType.Name(dtype).lower()
+        if name.startswith(_SCALAR):
+            return self.constant(array.astype(NUMPY_TYPE[dtype]), f"{kind}:{name.removeprefix(_SCALAR)}")
+        return self._store(self._marked(name, dtype), array.astype(NUMPY_TYPE[dtype], copy=False))
+
+    def _marked(self, name: str, dtype: int) -> str:
+        # The same tensor may be needed in two types (an island in a float16 graph): the one that is not the graph's is marked.
+        return name if dtype == self.default else f"{name}.{TensorProto.DataType.Name(dtype).lower()}"
+
+    def _store(self, name: str, array: np.ndarray) -> str:
+        self.weights.add(name, array)
+        return self._external(name, name, array.shape)
+
+    def _read_quantized(self, plan: NodePlan, inputs: Sequence[str], name: str) -> list[str]:
+        """The inputs of a node, those with a scale and the weights of a convolution through eight bits; its bias never is."""
+        read = []
+        for position, value in enumerate(inputs):
+            if position in plan.scales:
+                read.append(self._through_eight_bits(self._read(value, self.dtype), plan, position, name))
+            elif value in self._untyped and position == 1:
+                read.append(self._quantized_weight(value, plan, name))
+            else:
+                read.append(self._read(value, self.dtype))
+        return read
+
+    def _through_eight_bits(self, value: str, plan: NodePlan, position: int, name: str) -> str:
+        """``value`` quantized and dequantized; one pair of nodes per value, scale and type, called after its first reader."""
+        dtype = self.types[value]
+        scale = eight_bit.stored_scale(plan.scales[position], NUMPY_TYPE[dtype])
+        key = (value, plan.precision, scale.item(), dtype)
+        if key not in self._quantized:
+            kind = TensorProto.DataType.Name(dtype).lower()
+            constants = (
+                self.constant(scale, f"{kind}:{scale.item()!r}"),
+                self.constant(np.zeros((), eight_bit.numpy_type(plan.precision)), f"{plan.precision}:0"),
+            )
+            quantized, restored = f"{name}/quantize_{position}", f"{name}/dequantize_{position}"
+            self.raw_node("QuantizeLinear", value, *constants, name=quantized, dtype=eight_bit.ONNX_TYPE[plan.precision])
+            self._quantized[key] = self.raw_node("DequantizeLinear", quantized, *constants, name=restored, dtype=dtype)
+        return self._quantized[key]
+
+    def _quantized_weight(self, weight: str, plan: NodePlan, name: str) -> str:
+        """A convolution's weight [O, I, kh, kw], stored in eight bits with a scale per output channel."""
+        array, dtype = self._untyped.pop(weight), self.dtype
+        stored = self._marked(f"{weight}.{plan.precision}", dtype)
+        scales = eight_bit.weight_scales(array, plan.precision, NUMPY_TYPE[dtype], plan.weight_scales)
+        values = self._store(stored, eight_bit.quantize(array, scales[:, None, None, None], plan.precision))
+        scale = self._store(f"{stored}.scale", scales)
+        return self.raw_node("DequantizeLinear", values, scale, name=f"{name}/dequantize_weight", dtype=dtype, axis=0)
 
     def raw_node(self, op: str, *inputs: str, name: str, dtype: int, domain: str = "", **attributes) -> str:
         """Add a node whose inputs keep their types and whose one output has type ``dtype``."""
@@ -135,19 +237,19 @@ class GraphBuilder:
 
     def _append(
         self, op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, attributes: dict, domain: str = ""
-    ) -> None:
+    ) -> onnx.NodeProto:
         if name in self._names:
             raise ValueError(f"two nodes are called {name}")
         self._names.add(name)
         self.nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes))
+        return self.nodes[-1]
 
     def weight(self, name: str, array: np.ndarray, *, dtype: int | None = None) -> str:
-        """A trained tensor as an initializer, in ``dtype`` or the current type, kept outside the graph."""
-        dtype = self.dtype if dtype is None else dtype
-        # The same tensor may be needed in two types (an island in a float16 graph): the other one is marked.
-        stored = name if dtype == self.default else f"{name}.{TensorProto.DataType.Name(dtype).lower()}"
-        self.weights.add(stored, array.astype(NUMPY_TYPE[dtype]))
-        return self._external(stored, stored, array.shape)
+        """A trained tensor as an initializer kept outside the graph, in ``dtype``, or in the type of the node that reads it next."""
+        if dtype is None:
+            self._untyped[name] = array
+            return name
+        return self._store(self._marked(name, dtype), array.astype(NUMPY_TYPE[dtype]))
 
     def view(self, name: str, stored: str, shape: Sequence[int]) -> str:
         """Another shape of a weight stored already, as an initializer called ``name``; the bytes are shared."""
@@ -171,9 +273,10 @@ class GraphBuilder:
         return name
 
     def scalar(self, value: float) -> str:
-        """A float constant in the current type."""
-        kind = TensorProto.DataType.Name(self.dtype).lower()
-        return self.constant(np.array(value, NUMPY_TYPE[self.dtype]), f"{kind}:{value!r}")
+        """A float constant, in the type of the node that reads it next."""
+        name = f"{_SCALAR}{value!r}"
+        self._untyped[name] = np.array(value, np.float64)
+        return name
 
     def model(self, name: str, functions: Sequence[onnx.FunctionProto] = ()) -> onnx.ModelProto:
         """The finished model: opset, producer, and the bodies of the custom operators it uses."""

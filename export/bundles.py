@@ -21,15 +21,18 @@ from mgvq_export.bundle import (
     graph_name,
     manifest_bytes,
     package_version,
+    plan_name,
     weights_name,
 )
 from mgvq_export.errors import InputError
 from mgvq_export.export.builder import OPSET, WeightStore, value_entry
-from mgvq_export.export.graphs import PRECISIONS, build_graph, parts
+from mgvq_export.export.graphs import build_graph, parts
 from mgvq_export.export.halo import reach
+from mgvq_export.export.plans import check_plan
 from mgvq_export.files import PathLike, atomic_folder
 from mgvq_export.model.checkpoint import Checkpoint
 from mgvq_export.model.network import MGVQ
+from mgvq_export.precision import FLOATS, LARGEST, PrecisionPlan
 from mgvq_export.spec import TRUNKS, Part
 
 Progress = Callable[[str], None]
@@ -40,6 +43,7 @@ def export_bundle(
     path: PathLike,
     *,
     precisions: Sequence[str] = ("fp32",),
+    plans: Sequence[PrecisionPlan] = (),
     replace: bool = False,
     progress: Progress = lambda step: None,
 ) -> Bundle:
@@ -49,16 +53,23 @@ def export_bundle(
 
     Args:
         precisions: ``fp32``, ``fp16``, or both; equal ones are written once.
+        plans: further precisions, each written to the folder called as its plan is.
         replace: replace an existing bundle; any other non-empty folder is refused all the same.
         progress: called with the name of each graph before it is built.
 
     Raises:
-        InputError: an unknown precision, or a folder that cannot be written.
+        InputError: an unknown precision, a plan made for another checkpoint or for nodes it does not have, or a folder that cannot
+            be written.
     """
-    replace = check_target(path, precisions, replace=replace)
+    replace = check_target(path, precisions, plans, replace=replace)
     network = checkpoint.network()
+    for plan in plans:
+        plan.check_made_for(checkpoint_sha256=checkpoint.sha256, codebook_sha256=codebook_sha256(network))
+        check_plan(plan, network)
     with atomic_folder(path, replace=replace) as folder:
-        entries = {precision: _write_precision(network, precision, folder, progress) for precision in dict.fromkeys(precisions)}
+        wanted: dict[str, str | PrecisionPlan] = {precision: precision for precision in precisions}
+        wanted |= {plan.name: plan for plan in plans}
+        entries = {name: _write_precision(network, name, precision, folder, progress) for name, precision in wanted.items()}
         manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -75,14 +86,21 @@ def export_bundle(
     return Bundle.open(path)
 
 
-def check_target(path: PathLike, precisions: Sequence[str], *, replace: bool) -> bool:
+def check_target(path: PathLike, precisions: Sequence[str], plans: Sequence[PrecisionPlan] = (), *, replace: bool) -> bool:
     """Refuse early what :func:`export_bundle` would refuse; returns whether an old bundle at ``path`` is to be replaced.
 
-    Raises :class:`InputError`: an unknown precision, or a non-empty folder that is no bundle or not to be replaced.
+    Raises :class:`InputError`: an unknown precision, two of one name, or a non-empty folder that is no bundle or not to be replaced.
     """
-    unknown = [precision for precision in precisions if precision not in PRECISIONS]
-    if unknown or not precisions:
-        raise InputError(f"no precision {', '.join(unknown) or '(none given)'}; choose {', '.join(PRECISIONS)}")
+    unknown = [precision for precision in precisions if precision not in FLOATS]
+    if unknown or not (precisions or plans):
+        also = f"; {unknown[0]} needs a plan: calibrate, then export with --plan" if unknown and unknown[0] in LARGEST else ""
+        raise InputError(f"no precision {', '.join(unknown) or '(none given)'}; choose {', '.join(FLOATS)}{also}")
+    names = [*dict.fromkeys(precisions), *(plan.name for plan in plans)]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"two precisions are called {name}: give each plan a name of its own, or leave --precision {name} out"
+            )
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"cannot write the bundle {path}: a file has that name; choose another")
@@ -116,23 +134,30 @@ def codebook_sha256(network: MGVQ) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows, "<f4").tobytes()).hexdigest()
 
 
-def _write_precision(network: MGVQ, precision: str, folder: Path, progress: Progress) -> dict[str, Any]:
-    (folder / precision).mkdir()
+def _write_precision(
+    network: MGVQ, name: str, precision: str | PrecisionPlan, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    (folder / name).mkdir()
     weights = WeightStore()
     models = {}
     for part in parts(network.spec):
-        progress(f"{precision}/{part}")
+        progress(f"{name}/{part}")
         models[part] = build_graph(network, part, precision, weights)
-    weights.write(folder / weights_name(precision))
+    weights.write(folder / weights_name(name))
     graphs = {}
     for part, model in models.items():
-        name = graph_name(precision, part)
-        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
+        file = graph_name(name, part)
+        (folder / file).write_bytes(model.SerializeToString(deterministic=True))
         # With the path, the checker also looks for the external weights; full_check runs strict shape inference.
-        onnx.checker.check_model(str(folder / name), full_check=True)
+        onnx.checker.check_model(str(folder / file), full_check=True)
         graphs[str(part)] = {
-            **file_entry(folder, name),
+            **file_entry(folder, file),
             "inputs": [value_entry(value) for value in model.graph.input],
             "outputs": [value_entry(value) for value in model.graph.output],
         }
-    return {"opset": OPSET, "weights": file_entry(folder, weights_name(precision)), "graphs": graphs}
+    entry: dict[str, Any] = {"opset": OPSET, "weights": file_entry(folder, weights_name(name)), "graphs": graphs}
+    if isinstance(precision, PrecisionPlan):
+        (folder / plan_name(name)).write_bytes(precision.to_bytes())
+        entry["plan"] = file_entry(folder, plan_name(name))
+        entry["calibration"] = dict(precision.calibration)
+    return entry

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from mgvq_export.export.builder import FLOAT, FLOAT16, INT32, INT64, GraphBuilder, WeightStore
+from mgvq_export.export.builder import FLOAT, INT32, INT64, ONNX_TYPE, GraphBuilder, WeightStore
 from mgvq_export.export.lowering import array, lower
 from mgvq_export.model.network import MGVQ
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
 from mgvq_export.ops.function import grouped_argmin_function
+from mgvq_export.precision import PrecisionPlan
 from mgvq_export.spec import ModelSpec, Part
-
-PRECISIONS = {"fp32": FLOAT, "fp16": FLOAT16}
 
 Shape = tuple[int | str, ...]
 
@@ -51,23 +50,34 @@ def parts(spec: ModelSpec) -> list[Part]:
     return [part for part in Part if spec.inner_stage is not None or part not in inner]
 
 
-def build_graph(network: MGVQ, part: Part, precision: str, weights: WeightStore) -> onnx.ModelProto:
+def build_graph(network: MGVQ, part: Part, precision: str | PrecisionPlan, weights: WeightStore) -> onnx.ModelProto:
     """The ONNX model of one part. Its weights are added to ``weights`` and referred to as external data.
 
     Args:
         network: float32 weights.
-        precision: ``fp32``, or ``fp16``: weights, inputs, outputs and convolutions in float16, norms and attention in float32.
+        precision: ``fp32``; ``fp16``: weights, inputs, outputs and convolutions in float16, norms and attention in float32; or a plan,
+            which says so node by node. Nodes it names that are not in this part are passed over.
+
+    Raises:
+        InputError: a node cannot run as the plan says.
     """
-    graph = GraphBuilder(weights, PRECISIONS[precision])
+    functions = []
+    if part is Part.QUANTIZER:
+        functions = [grouped_argmin_function(network.spec.groups, network.spec.codes_per_group, network.spec.group_dim)]
+    return fill_graph(network, part, precision, weights).model(str(part), functions)
+
+
+def fill_graph(network: MGVQ, part: Part, precision: str | PrecisionPlan, weights: WeightStore) -> GraphBuilder:
+    """:func:`build_graph` before the model is made: the builder with all nodes of the part."""
+    base, plan = (precision.base, precision) if isinstance(precision, PrecisionPlan) else (precision, None)
+    graph = GraphBuilder(weights, ONNX_TYPE[base], plan)
     if part is Part.QUANTIZER:
         _quantizer(graph, network)
-        functions = [grouped_argmin_function(network.spec.groups, network.spec.codes_per_group, network.spec.group_dim)]
-        return graph.model(str(part), functions)
-    if part is Part.DEQUANTIZER:
+    elif part is Part.DEQUANTIZER:
         _dequantizer(graph, network)
     else:
         _layers(graph, network, part)
-    return graph.model(str(part))
+    return graph
 
 
 def _layers(graph: GraphBuilder, network: MGVQ, part: Part) -> None:

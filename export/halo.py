@@ -148,6 +148,9 @@ class _Forward:
             tensor = node.attribute[0].t
             self._tensors[node.output[0]], self.constants[node.output[0]] = tensor, tuple(tensor.dims)
             return
+        if node.input and all(name in self.constants for name in node.input):  # a weight that is stored in eight bits
+            self.constants[node.output[0]] = self.constants[node.input[0]]
+            return
         data = tuple(name for name in node.input if name in self.layouts)
         unknown = [name for name in node.input if name and name not in self.layouts and name not in self.constants]
         if not data or unknown or node.domain not in ("", "ai.onnx"):

@@ -11,6 +11,7 @@ import numpy as np
 
 from mgvq_export.bundle import Bundle
 from mgvq_export.errors import BackendError
+from mgvq_export.precision import ORT_CONFIG, ORT_DISABLED_OPTIMIZERS
 from mgvq_export.spec import Part
 
 _MMAP_THRESHOLD = -3  # mallopt's M_MMAP_THRESHOLD
@@ -52,12 +53,16 @@ class OrtSession:
         # without them peak memory follows the windows that run now, which is what the planner predicts.
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
+        for key, value in ORT_CONFIG.items():
+            options.add_session_config_entry(key, value)
         if fused_kernels and backend == "ort-cpu":
             from mgvq_export.ops import register_ort_kernels
 
             register_ort_kernels(options)
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=[provider])
+            self._session = ort.InferenceSession(
+                str(path), options, providers=[provider], disabled_optimizers=ORT_DISABLED_OPTIMIZERS
+            )
         except Exception as error:
             raise BackendError(f"{backend} cannot load {path.name}: {' '.join(str(error).split())[:300]}") from error
         if provider not in self._session.get_providers():
