@@ -36,10 +36,24 @@ def models(as_json: bool, debug: bool) -> None:
     ),
     click.option("--variant", help="Model name, or a JSON or YAML file with a spec. [default: read off the checkpoint]"),
     click.option("--precision", multiple=True, default=("fp32",), show_default=True, help="fp32 or fp16; may be repeated."),
+    click.option(
+        "--plan",
+        "plans",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="A further precision, as calibrate wrote it; may be repeated.",
+    ),
     click.option("--force", is_flag=True, help="Replace an existing bundle."),
 )
 def export(
-    checkpoint: str, output: Path, variant: str | None, precision: tuple[str, ...], force: bool, as_json: bool, debug: bool
+    checkpoint: str,
+    output: Path,
+    variant: str | None,
+    precision: tuple[str, ...],
+    plans: tuple[Path, ...],
+    force: bool,
+    as_json: bool,
+    debug: bool,
 ) -> None:
     """Write CHECKPOINT as a bundle of ONNX graphs.
 
@@ -47,23 +61,26 @@ def export(
 
     \b
     mgvq-export export mgvq-f16c32-g8 -o bundle --precision fp32 --precision fp16
+    mgvq-export export demo -o bundle --plan plan.json
     """
     from mgvq_export.export.bundles import check_target, export_bundle
     from mgvq_export.model.checkpoint import load_checkpoint
+    from mgvq_export.precision import PrecisionPlan
     from mgvq_export.spec import Part
 
     start = time.perf_counter()
-    check_target(output, precision, replace=force)  # before a download
+    loaded_plans = [PrecisionPlan.load(plan) for plan in plans]
+    check_target(output, precision, loaded_plans, replace=force)  # before a download
     loaded = load_checkpoint(checkpoint, variant)
     steps = 0
-    with progress_bar("export", len(Part) * len(set(precision))) as update:
+    with progress_bar("export", len(Part) * (len(set(precision)) + len(plans))) as update:
 
         def report(step: str) -> None:
             nonlocal steps
             update(step, steps)
             steps += 1
 
-        bundle = export_bundle(loaded, output, precisions=precision, replace=force, progress=report)
+        bundle = export_bundle(loaded, output, precisions=precision, plans=loaded_plans, replace=force, progress=report)
     lines = Lines(as_json)
     note = f"{bundle.spec.name}, {' + '.join(bundle.precisions)}"
     lines.add(bundle.path, time.perf_counter() - start, note, model=bundle.spec.name, precisions=bundle.precisions)
@@ -173,7 +190,7 @@ def reconstruct(
 
 @verb(click.argument("target"))
 def inspect(target: str, as_json: bool, debug: bool) -> None:
-    """Say what TARGET is and holds: a checkpoint, bundle, token file or ONNX graph."""
+    """Say what TARGET is and holds: a checkpoint, bundle, token file, ONNX graph or precision plan."""
     from mgvq_export.description import describe
 
     facts = describe(target)

@@ -11,6 +11,7 @@ from typing import Any
 from mgvq_export.bundle import Bundle
 from mgvq_export.errors import InputError
 from mgvq_export.model.demo import DEMO_SPEC
+from mgvq_export.precision import PrecisionPlan
 from mgvq_export.spec import VARIANTS, ModelSpec
 from mgvq_export.tokens import Tokens
 
@@ -47,7 +48,7 @@ def known_models() -> list[dict[str, Any]]:
 
 
 def describe(target: str) -> Facts:
-    """The facts of a bundle folder, ``.onnx`` graph, token file, or checkpoint (also by model name or hub address).
+    """The facts of a bundle folder, ``.onnx`` graph, token file, precision plan, or checkpoint (also by model name or hub address).
 
     Raises :class:`MgvqError` of the fitting kind when it cannot be read.
     """
@@ -59,7 +60,48 @@ def describe(target: str) -> Facts:
         return _graph(path)
     if suffix == ".npz" or (suffix == ".safetensors" and path.is_file() and _is_token_file(path)):
         return _tokens(path)
+    if suffix == ".json":
+        plan = PrecisionPlan.load(path)
+        return Facts({"kind": "precision plan", **_plan(plan), "plan": plan.to_dict()}, [_plan_table(plan)])
     return _checkpoint(target)
+
+
+def _plan(plan: PrecisionPlan) -> dict[str, Any]:
+    named = ", ".join(f"{count} {precision}" for precision, count in plan.counts().items())
+    budgets = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in vars(plan.budgets).items() if value is not None)
+    images = plan.calibration.get("images", [])
+    return {
+        "name": plan.name,
+        "base": plan.base,
+        "nodes": named or "none",
+        **{side: f"{kind} (experimental)" if (kind := plan.kind(side)) == "fp8" else kind for side in ("encoder", "decoder")},
+        "made for": plan.made_for.model or "-",
+        "budgets": budgets or "-",
+        "measured": ", ".join(
+            f"{name.replace('_', ' ')} {_short(value)}"
+            for name, value in plan.measured.items()
+            if not isinstance(value, (dict, list))
+        )
+        or "-",
+        "calibrated on": f"{len(images)} images" if images else "-",
+    }
+
+
+def _short(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _plan_table(plan: PrecisionPlan) -> Table:
+    rows = [
+        [
+            name,
+            node.precision,
+            ", ".join(f"{position}: {scale:.4g}" for position, scale in sorted(node.scales.items())),
+            node.reason,
+        ]
+        for name, node in plan.nodes.items()
+    ]
+    return f"Nodes that do not run in {plan.base} as they are", ("node", "precision", "scales of inputs", "reason"), rows
 
 
 def _is_token_file(path: Path) -> bool:
@@ -104,14 +146,22 @@ def _bundle(path: Path) -> Facts:
         "manifest": manifest,
     }
     rows = []
-    for entry in manifest["precisions"].values():
+    plans = {name: plan for name in bundle.precisions if (plan := bundle.plan(name))}
+    for name, entry in manifest["precisions"].items():
+        if name in plans:
+            rows.append([entry["plan"]["file"], f"{entry['plan']['bytes'] / 1e3:.1f} kB", "", ""])
         rows.append([entry["weights"]["file"], f"{entry['weights']['bytes'] / 1e6:.1f} MB", "", ""])
         for graph in entry["graphs"].values():
             ends = [", ".join(_value(value) for value in graph[end]) for end in ("inputs", "outputs")]
             rows.append([graph["file"], f"{graph['bytes'] / 1e3:.1f} kB", *ends])
     for engine in bundle.engines:
         rows.append([engine["file"], f"{engine['bytes'] / 1e6:.1f} MB", "", ""])
-    return Facts(values, [("Files", ("file", "size", "inputs", "outputs"), rows)])
+    tables: list[Table] = [("Files", ("file", "size", "inputs", "outputs"), rows)]
+    if plans:
+        described = {name: _plan(plan) for name, plan in plans.items()}
+        columns = tuple(next(iter(described.values())))
+        tables.append(("Precision plans", columns, [[str(value) for value in plan.values()] for plan in described.values()]))
+    return Facts(values, tables)
 
 
 def _value(value: dict[str, Any]) -> str:
