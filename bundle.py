@@ -11,6 +11,7 @@ The only module that knows the names of files inside a bundle::
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -136,6 +137,16 @@ class Bundle:
         except InputError as error:
             raise BundleError(f"{error}; export the bundle again") from error
 
+    def base(self, precision: str) -> str:
+        """``fp32`` or ``fp16``: the float type of a precision's graphs."""
+        plan = self.plan(precision)
+        return precision if plan is None else plan.base
+
+    def kind(self, precision: str, side: str) -> str:
+        """``fp32``, ``fp16``, ``int8`` or ``fp8``: the lowest type that the graphs of a side, ``encoder`` or ``decoder``, compute with."""
+        plan = self.plan(precision)
+        return precision if plan is None else plan.kind(side)
+
     def graph_path(self, precision: str, part: Part) -> Path:
         """Path of a graph whose bytes, and whose weights' bytes, are those of the export.
 
@@ -147,23 +158,48 @@ class Bundle:
 
     def check_file(self, entry: Mapping[str, Any]) -> Path:
         """Path of the file in a manifest entry, after comparing its size and SHA-256. Raises :class:`BundleError`."""
-        name = entry["file"]
-        path = self.path / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise BundleError(f"{self.path / MANIFEST} names a file outside the bundle: {name}")
+        path, name = self._path(entry), entry["file"]
         if name in self._checked:
             return path
-        remedy = "build it again: mgvq-export build" if Path(name).parts[0] == "engines" else "export the bundle again"
         try:
             size = path.stat().st_size
             found = sha256_file(path) if size == entry["bytes"] else None
         except (OSError, InputError) as error:
-            raise BundleError(f"{path} cannot be read; the bundle is incomplete: {remedy}") from error
-        if found != entry["sha256"]:
-            what = f"has {size} bytes instead of {entry['bytes']}" if found is None else "has changed since it was written"
-            raise BundleError(f"{path} {what}; {remedy}")
+            raise self._unreadable(path) from error
+        self._compare(path, entry, size, found)
         self._checked.add(name)
         return path
+
+    def read_file(self, entry: Mapping[str, Any]) -> bytes:
+        """The bytes of the file in a manifest entry, compared with its size and SHA-256. Raises :class:`BundleError`.
+
+        What is returned is what was compared, whatever happens to the file meanwhile.
+        """
+        path = self._path(entry)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise self._unreadable(path) from error
+        self._compare(path, entry, len(data), hashlib.sha256(data).hexdigest() if len(data) == entry["bytes"] else None)
+        return data
+
+    def _path(self, entry: Mapping[str, Any]) -> Path:
+        name = entry["file"]
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BundleError(f"{self.path / MANIFEST} names a file outside the bundle: {name}")
+        return self.path / name
+
+    def _remedy(self, path: Path) -> str:
+        is_engine = path.relative_to(self.path).parts[0] == "engines"
+        return "build it again: mgvq-export build" if is_engine else "export the bundle again"
+
+    def _unreadable(self, path: Path) -> BundleError:
+        return BundleError(f"{path} cannot be read; the bundle is incomplete: {self._remedy(path)}")
+
+    def _compare(self, path: Path, entry: Mapping[str, Any], size: int, sha256: str | None) -> None:
+        if sha256 != entry["sha256"]:
+            what = f"has {size} bytes instead of {entry['bytes']}" if sha256 is None else "has changed since it was written"
+            raise BundleError(f"{path} {what}; {self._remedy(path)}")
 
     def check_all(self) -> None:
         """Compare every file with its hash. Raises :class:`BundleError` on the first that differs."""

@@ -60,6 +60,10 @@ class Pipeline:
 
     sessions: Sessions
 
+    def close(self) -> None:
+        """Drop the loaded graphs and their memory."""
+        self.sessions.close()
+
     def encode(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
         """uint8 [H, W, 3], H and W multiples of f -> codes int32 [G, H/f, W/f]."""
         if plan.mode == "blend":

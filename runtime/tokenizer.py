@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mgvq_export.bundle import Bundle
 from mgvq_export.errors import BackendError, InputError
 from mgvq_export.files import PathLike
+from mgvq_export.ops.trt_machine import find_machine
 from mgvq_export.runtime.images import check_image, crop, pad_to_multiple
 from mgvq_export.runtime.ort import PROVIDERS, OrtSessions, return_freed_memory
 from mgvq_export.runtime.pipeline import Pipeline, Progress
 from mgvq_export.runtime.planner import Planner, Tiling, default_limit
 from mgvq_export.runtime.tiling import TrunkPlan
+from mgvq_export.runtime.trt_engines import usable_engines
+from mgvq_export.runtime.trt_pipeline import TensorRtPipeline
 from mgvq_export.spec import TRUNKS, Part
 from mgvq_export.tokens import Tokens
 
-BACKENDS = ("auto", *PROVIDERS)
+if TYPE_CHECKING:
+    from mgvq_export.runtime.trt_session import TensorRtOptions
+
+TENSORRT = "tensorrt"
+BACKENDS = ("auto", *PROVIDERS, TENSORRT)
 
 
 def _silent(done: int, total: int) -> None:
@@ -34,7 +42,15 @@ class Tokenizer:
             again = tokenizer.decode(tokens)
     """
 
-    def __init__(self, bundle: Bundle, pipeline: Pipeline, *, backend: str, precision: str, tiling: Tiling | None = None):
+    def __init__(
+        self,
+        bundle: Bundle,
+        pipeline: Pipeline | TensorRtPipeline,
+        *,
+        backend: str,
+        precision: str,
+        tiling: Tiling | None = None,
+    ):
         """Use :meth:`open`."""
         self.tiling = tiling or Tiling()
         self.bundle, self.spec = bundle, bundle.spec
@@ -52,18 +68,23 @@ class Tokenizer:
         tiling: str = "auto",
         tile: int | tuple[int, int] | None = None,
         memory_limit: str | int | None = None,
+        tensorrt: TensorRtOptions | None = None,
     ) -> Tokenizer:
         """A tokenizer over ``bundle``.
 
         Args:
-            backend: ``ort-cpu``, ``ort-cuda``, or ``auto``: the GPU when ONNX Runtime can use one, else the CPU.
-            precision: ``fp32`` or ``fp16``; when None, ``fp32`` if the bundle has it, else what it has.
+            backend: ``ort-cpu``, ``ort-cuda``, ``tensorrt``, or ``auto``: TensorRT when the bundle has engines that run on this
+                machine, else the GPU when ONNX Runtime can use one, else the CPU.
+            precision: ``fp32`` or ``fp16``; when None, with TensorRT that of the engines (``fp16`` first), else ``fp32`` if the bundle
+                has it, else what it has.
             threads: CPU threads of one operator; all cores when None.
             tiling: ``auto``: one window when it fits in memory, else exact windows; ``off``, ``exact``; or ``blend``, which changes
                 the codes and is there for comparison.
             tile: side of the windows in image pixels, or ``(height, width)``; chosen by the memory limit when None.
             memory_limit: for the whole process, such as ``6GiB``; when None, what the process holds and 80 % of what is free.
-                A limit given makes glibc return freed memory at once, in the whole process.
+                A limit given makes glibc return freed memory at once, in the whole process. With TensorRT it is for the memory that
+                this tokenizer takes on the GPU; when None, what is free there.
+            tensorrt: how engines run, such as on which CUDA stream; used with TensorRT only.
 
         Raises:
             InputError: an unknown tiling, or a memory limit that is no size.
@@ -74,12 +95,18 @@ class Tokenizer:
             bundle = Bundle.open(bundle)
         if backend not in BACKENDS:
             raise BackendError(f"no backend {backend!r}; choose {', '.join(BACKENDS)}")
-        if precision is None:
-            precision = "fp32" if "fp32" in bundle.precisions else bundle.precisions[0]
-        bundle.graph(precision, Part.QUANTIZER)  # names the precisions it has when this one is missing
+        if precision is not None:
+            bundle.graph(precision, Part.QUANTIZER)  # names the precisions it has when this one is missing
+        choice = Tiling.parse(tiling, tile, memory_limit)
+        if backend == TENSORRT or (backend == "auto" and choice.mode != "blend"):
+            here = _engines_here(bundle, precision)
+            if here is not None or backend == TENSORRT:
+                here = here or _engine_precisions(bundle, precision)[0]  # the pipeline says why it does not run
+                pipeline = TensorRtPipeline(bundle, here, choice, tensorrt)
+                return cls(bundle, pipeline, backend=TENSORRT, precision=here, tiling=choice)
+        precision = precision or ("fp32" if "fp32" in bundle.precisions else bundle.precisions[0])
         if backend == "auto":
             backend = _best_backend()
-        choice = Tiling.parse(tiling, tile, memory_limit)
         if memory_limit is not None:
             return_freed_memory()
         sessions = OrtSessions(bundle, precision, backend, threads=threads)
@@ -93,15 +120,19 @@ class Tokenizer:
 
     def close(self) -> None:
         """Drop the loaded graphs and their memory."""
-        self.pipeline.sessions.close()
+        self.pipeline.close()
 
     def encode_plan(self, height: int, width: int) -> TrunkPlan:
         """How an image of this size is encoded. Raises :class:`InputError` when it cannot be under the memory limit."""
+        if isinstance(self.pipeline, TensorRtPipeline):
+            return self.pipeline.encode_plan(self._padded(height, width))
         planner = self._planner(Part.ENCODER_TRUNK, Part.ENCODER_HEAD, Part.QUANTIZER)
         return self._ready(planner.encode(self._padded(height, width)), Part.ENCODER_TRUNK)
 
     def decode_plan(self, height: int, width: int) -> TrunkPlan:
         """How an image of this size is decoded. Raises :class:`InputError` when it cannot be under the memory limit."""
+        if isinstance(self.pipeline, TensorRtPipeline):
+            return self.pipeline.decode_plan(self._padded(height, width))
         planner = self._planner(Part.DECODER_TRUNK, Part.DECODER_HEAD, Part.DEQUANTIZER)
         return self._ready(planner.decode(self._padded(height, width)), Part.DECODER_TRUNK)
 
@@ -158,6 +189,25 @@ class Tokenizer:
         if isinstance(groups, bool) or not isinstance(groups, (int, np.integer)) or not 1 <= groups <= self.spec.groups:
             raise InputError(f"groups is {groups!r}; {self.spec.name} has {self.spec.groups}: choose 1 to {self.spec.groups}")
         return int(groups)
+
+
+def _engines_here(bundle: Bundle, precision: str | None) -> str | None:
+    """The precision (the one asked for, when one is) of which the bundle has engines that run on this machine, or None."""
+    if not bundle.engines:
+        return None  # without looking for TensorRT
+    try:
+        machine = find_machine()
+    except BackendError:
+        return None
+    return next((name for name in _engine_precisions(bundle, precision) if usable_engines(bundle, name, machine)), None)
+
+
+def _engine_precisions(bundle: Bundle, precision: str | None) -> list[str]:
+    """Precisions to look for engines of: the one asked for; else those with engines first, and of these fp16, then fp32."""
+    if precision is not None:
+        return [precision]
+    built = {record.get("precision") for record in bundle.engines}
+    return sorted(bundle.precisions, key=lambda name: (name not in built, name != "fp16", name != "fp32"))
 
 
 def _best_backend() -> str:

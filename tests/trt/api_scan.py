@@ -1,6 +1,7 @@
-"""Which names of TensorRT a source file uses, read from its syntax tree."""
+"""Which names of TensorRT and of CUDA's Python bindings a source file uses, read from its syntax tree."""
 
 import ast
+from typing import Any
 
 #: Names that stand for TensorRT modules in our code.
 MODULES = {"trt": "tensorrt", "tensorrt": "tensorrt", "trtp": "tensorrt.plugin"}
@@ -20,24 +21,46 @@ OBJECTS = {
 }
 
 
-def used_names(source: str) -> dict[str, list[str]]:
-    """dotted TensorRT name -> keyword names it is called with, e.g. ``tensorrt.Builder.create_network -> ["flags"]``."""
-    used: dict[str, list[str]] = {}
-    tree = ast.parse(source)
-    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute) or isinstance(parents.get(node), ast.Attribute):
-            continue  # only the longest chain
-        chain = _chain(node)
-        name = _resolve(chain) if chain else None
-        if name is None:
-            continue
-        parent = parents.get(node)
-        called = isinstance(parent, ast.Call) and parent.func is node
-        keywords = [k.arg for k in parent.keywords if k.arg] if called and isinstance(parent, ast.Call) else []
-        used.setdefault(name, [])
-        used[name] += [k for k in keywords if k not in used[name]]
+def used_names(source: str) -> dict[str, dict[str, list[Any]]]:
+    """dotted TensorRT name -> ``keywords`` it is called with, and ``counts`` of all arguments, one per call.
+
+    ``{"tensorrt.OnnxParser.parse": {"keywords": ["path"], "counts": [2]}}``
+    """
+    chains = _chains(ast.parse(source))
+    if not any(_place(chain, MODULES) is not None for chain, _ in chains):
+        return {}  # it does not speak to TensorRT: its variables are called as they like
+    used: dict[str, dict[str, list[Any]]] = {}
+    for chain, call in chains:
+        name = _resolve(chain)
+        if name is not None:
+            entry = used.setdefault(name, {"keywords": [], "counts": []})
+            if call is not None:
+                entry["keywords"] += [k.arg for k in call.keywords if k.arg and k.arg not in entry["keywords"]]
+                if not any(isinstance(argument, ast.Starred) for argument in call.args):
+                    entry["counts"].append(len(call.args) + len(call.keywords))
     return used
+
+
+def cuda_calls(source: str) -> set[tuple[str, int | None]]:
+    """(name in ``cuda.bindings.runtime``, number of arguments or None where it is not called) of everything a file uses of it."""
+    found = set()
+    for chain, call in _chains(ast.parse(source)):
+        place = _place(chain, {"cudart": ""})
+        if place is not None and place + 1 < len(chain):
+            assert call is None or not call.keywords, f"{'.'.join(chain)} is called with keywords"
+            found.add((".".join(chain[place + 1 :]), None if call is None else len(call.args)))
+    return found
+
+
+def _chains(tree: ast.Module) -> list[tuple[list[str], ast.Call | None]]:
+    """Every ``a.b.c``, the longest only, and the call it is the function of."""
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not isinstance(parents.get(node), ast.Attribute) and (chain := _chain(node)):
+            parent = parents.get(node)
+            found.append((chain, parent if isinstance(parent, ast.Call) and parent.func is node else None))
+    return found
 
 
 def _chain(node: ast.expr) -> list[str]:
@@ -48,22 +71,46 @@ def _chain(node: ast.expr) -> list[str]:
     return [node.id, *names] if isinstance(node, ast.Name) else []
 
 
+def _place(chain: list[str], known: dict[str, str]) -> int | None:
+    """Where in ``a.b._trt.c`` a known name stands, with or without an underscore before it, and not last."""
+    return next((index for index, name in enumerate(chain[:-1]) if name.lstrip("_") in known), None)
+
+
 def _resolve(chain: list[str]) -> str | None:
-    if chain[0] in MODULES:
-        return ".".join([MODULES[chain[0]], *chain[1:]])
-    if chain[0] == "self" and len(chain) > 2:
-        chain = [chain[1].lstrip("_"), *chain[2:]]
-    if chain[0] in OBJECTS and len(chain) > 1:
-        return f"tensorrt.{OBJECTS[chain[0]]}.{chain[1]}"  # what an attribute's own attributes are, is not known
-    return None
+    place = _place(chain, MODULES)
+    if place is not None:
+        return ".".join([MODULES[chain[place].lstrip("_")], *chain[place + 1 :]])
+    place = _place(chain, OBJECTS)
+    if place is None:
+        return None
+    return (
+        f"tensorrt.{OBJECTS[chain[place].lstrip('_')]}.{chain[place + 1]}"  # what an attribute's own attributes are, is not known
+    )
 
 
-#: Run with the bindings: reads {name: keywords} as JSON from argv[1], prints what does not exist.
+#: Run with the bindings: reads what :func:`used_names` gave as JSON from argv[1], prints what does not exist. Methods written in
+#: C++ say their signatures, one per overload, in their docstrings only: ``name(self: Kind, first: int, second: int = 3) -> bool``.
 CHECK = """
-import importlib, json, sys
+import json, re, sys
 import tensorrt, tensorrt.plugin
+
+def parameters(text):
+    depth, parts = 0, [""]
+    for character in text:
+        depth += (character in "([{<") - (character in ")]}>")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in parts if part.strip() and not part.strip().startswith("self:")]
+
+def takes(doc, count):
+    signatures = re.findall(r"^(?:\\d+\\. )?\\w+\\((self: .*)\\)(?: -> .*)?$", doc, re.MULTILINE)
+    counts = [(sum(" = " not in part for part in parameters(text)), len(parameters(text))) for text in signatures]
+    return not counts or any(least <= count <= most for least, most in counts)
+
 missing = []
-for name, keywords in json.loads(sys.argv[1]).items():
+for name, used in json.loads(sys.argv[1]).items():
     value = tensorrt
     for part in name.split(".")[1:]:
         if not hasattr(value, part):
@@ -74,6 +121,8 @@ for name, keywords in json.loads(sys.argv[1]).items():
         text = (value.__init__.__doc__ if isinstance(value, type) else value.__doc__) or ""
         code = getattr(value, "__code__", None) or getattr(getattr(value, "__init__", None), "__code__", None)
         names = code.co_varnames if code else None
-        missing += [f"{name}({k}=)" for k in keywords if not (k in names if names else f"{k}:" in text)]
+        missing += [f"{name}({k}=)" for k in used["keywords"] if not (k in names if names else f"{k}:" in text)]
+        if not code and not name.endswith(".__init__"):
+            missing += [f"{name} with {count} arguments" for count in set(used["counts"]) if not takes(text, count)]
 print(json.dumps(missing))
 """

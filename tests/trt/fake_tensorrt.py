@@ -1,6 +1,6 @@
 """A stand-in for the ``tensorrt`` module that records what the builder is asked, and fails where a test wants it to.
 
-It answers only what ``export/trt_builder.py`` uses; that those names and keywords exist in TensorRT is tested against the real
+It answers only what ``export/trt_builder.py`` uses; ``fake_gpu.py`` adds a runtime to it. That those names and keywords exist in TensorRT is tested against the real
 bindings in ``test_plugin_contract.py``.
 """
 
@@ -59,7 +59,7 @@ class IProgressMonitor:
 
 
 class Recorder:
-    """One run of the builder: ``calls`` in order, as (name, arguments...).
+    """One run of the builder: ``calls`` in order, as (name, arguments...). ``make_plan(network, config)`` gives the engine's bytes.
 
     ``failure`` names the step that fails: start, parse, inlined (the plugin is not taken), types, profile, build, out of memory.
     ``during_build(monitor)`` runs inside build_serialized_network, in place of plain progress.
@@ -70,6 +70,7 @@ class Recorder:
         self.calls: list[tuple[Any, ...]] = []
         self.stale_timings = False
         self.during_build = None
+        self.make_plan = lambda network, config: PLAN
         self.module = self._module(version)
 
     def __call__(self, name: str, *arguments: Any) -> None:
@@ -128,6 +129,7 @@ class Parser:
         self.record("parse", path)
         if self.record.failure == "parse":
             return False
+        self.network.model, self.network.path = model, path
         proto = onnx.load_model_from_string(model)
         for tensor in proto.graph.initializer:  # what the real parser does with the path
             for entry in tensor.external_data:
@@ -152,6 +154,7 @@ class Parser:
 class Config:
     def __init__(self, record: Recorder):
         object.__setattr__(self, "record", record)
+        object.__setattr__(self, "profiles", [])
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.record("set", name, value)
@@ -168,6 +171,7 @@ class Config:
 
     def add_optimization_profile(self, profile):
         self.record("add_optimization_profile", profile.shapes)
+        self.profiles.append(profile.shapes)
         return -1 if self.record.failure == "profile" else 0
 
     def create_timing_cache(self, data):
@@ -206,10 +210,10 @@ class Builder:
             return None
         monitor = config.progress_monitor
         if self.record.during_build is not None:
-            return PLAN if self.record.during_build(monitor) else None
+            return self.record.make_plan(network, config) if self.record.during_build(monitor) else None
         monitor.phase_start("Building engine", None, 2)
         monitor.phase_start("Tactics", "Building engine", 5)
         alive = monitor.step_complete("Tactics", 0) and monitor.step_complete("Building engine", 0)
         monitor.phase_finish("Tactics")
         monitor.phase_finish("Building engine")
-        return PLAN if alive else None
+        return self.record.make_plan(network, config) if alive else None

@@ -43,6 +43,24 @@ def test_the_scan_finds_removed_names_and_wrong_keywords():
     assert "tensorrt.BuilderFlag.FP16" not in missing_names("10.16", source)
 
 
+@versions
+def test_the_scan_counts_arguments(version):
+    source = (
+        "trt.float32\ncontext.set_device_memory(1)\ncontext.set_device_memory(1, size=2)\nengine.create_execution_context()\n"
+        "engine.create_execution_context(1, 2)\nself.trt.Runtime()\nself._loaded.engine.get_tensor_name(1, 2)\n"
+    )
+    assert sorted(missing_names(version, source)) == [
+        "tensorrt.ICudaEngine.create_execution_context with 2 arguments",
+        "tensorrt.ICudaEngine.get_tensor_name with 2 arguments",
+        "tensorrt.IExecutionContext.set_device_memory with 1 arguments",
+        "tensorrt.Runtime with 0 arguments",
+    ]
+
+
+def test_the_scan_leaves_code_alone_that_does_not_speak_to_tensorrt():
+    assert api_scan.used_names("network.latent(1)\nbuilder.anything") == {}
+
+
 def test_the_scan_sees_the_plugin():
     used = api_scan.used_names((ROOT / "ops" / "trt_plugin.py").read_text())
     assert {"tensorrt.plugin.aot_impl", "tensorrt.plugin.SymInt32", "tensorrt.int32"} <= set(used)
