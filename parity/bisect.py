@@ -161,8 +161,11 @@ def _exposed(bundle: Bundle, precision: str, part: Part, feed: np.ndarray) -> tu
 
 
 def _network_values(network: MGVQ, part: Part, feed: np.ndarray) -> Values:
-    """Outputs of all modules of a part by module name."""
+    """Outputs of all modules of a part by module name, and the slices of them that single nodes compute."""
     import torch
+
+    from mgvq_export.export.lowering import channel_slices
+    from mgvq_export.model.layers import GatedConv, LinearAttention
 
     layers = network.part(part)
     inside = set(layers.modules())
@@ -183,6 +186,10 @@ def _network_values(network: MGVQ, part: Part, feed: np.ndarray) -> Values:
     finally:
         for handle in handles:
             handle.remove()
+    for name, module in network.named_modules():
+        if module in inside and isinstance(module, (LinearAttention, GatedConv)):
+            for node, (whole, channels) in channel_slices(module).items():
+                found[f"{name}.{node}"] = found[f"{name}.{whole}"][:, channels]
     return found
 
 

@@ -1,9 +1,12 @@
 """The graphs of a bundle: equal to the network, dynamic in every size, the same bytes every time."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
@@ -13,7 +16,7 @@ from mgvq_export.bundle import Bundle
 from mgvq_export.export.builder import FLOAT, GraphBuilder, WeightStore
 from mgvq_export.export.bundles import export_bundle
 from mgvq_export.export.graphs import VALUES, parts
-from mgvq_export.export.lowering import fold_batch_norm, lower
+from mgvq_export.export.lowering import GATE_SLICES, fold_batch_norm, lower
 from mgvq_export.model import layers
 from mgvq_export.model.checkpoint import load_checkpoint
 from mgvq_export.model.network import MGVQ
@@ -162,6 +165,27 @@ def test_weights_are_stored_once(tiny_bundle: Bundle) -> None:
     assert places["quantize.rows"] == places.pop("quantize.codebook")
     del places["quantize.rows"]
     assert len(set(places.values())) == len(places)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_slices_of_the_head_run_one_after_another(precision: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """What bounds the head's memory: ONNX Runtime adds up a slice before it starts the next, and attends before it makes queries."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    path = tiny_bundle.graph_path(precision, Part.ENCODER_HEAD)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    dtype = np.float16 if precision == "fp16" else np.float32
+    session.run(None, {"features": np.zeros((1, tiny_bundle.spec.trunk_channels, 8, 12), dtype)})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    names = [event["name"] for event in events if event["name"].endswith("_kernel_time")]
+    convolutions = [re.search(r"point_conv\.conv(/\w+?)?(?=_kernel|_nchwc)", name) for name in names]
+    steps = [found[1] or "" for found in convolutions if found]
+    one_block = ["/0", *(step for i in range(1, GATE_SLICES) for step in (f"/{i}", f"/sum_{i}"))]
+    one_block[-1] = ""  # the last sum is the convolution's result
+    assert steps == one_block * (len(steps) // len(one_block)) and steps
+    order = [next(i for i, name in enumerate(names) if f"main{step}" in name) for step in ("/context", "/q_relu", "/product")]
+    assert order == sorted(order)
 
 
 def test_node_names_are_module_names(tiny_bundle: Bundle, tiny_network: MGVQ) -> None:

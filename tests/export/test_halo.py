@@ -146,5 +146,5 @@ def test_what_cannot_be_tiled_names_its_node(graph, message):
 
 
 def test_the_head_cannot_be_tiled(network):
-    with pytest.raises(SpecError, match=r"heads \(Reshape\) merges height and width"):
+    with pytest.raises(SpecError, match=r"main/[qkv] \(Reshape\) merges height and width"):
         reach(build_graph(network, Part.ENCODER_HEAD, "fp32", WeightStore()))
