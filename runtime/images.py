@@ -65,6 +65,15 @@ def read_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         data = Path(path).read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
+    return decode_image(data, path, max_pixels=max_pixels)
+
+
+def decode_image(data: bytes, path: PathLike, *, max_pixels: int = MAX_PIXELS, as_stored: bool = False) -> np.ndarray:
+    """The image in the bytes of a file, as :func:`read_image` gives it; ``path`` is what errors call it.
+
+    ``as_stored``: as ``PIL.Image.convert("RGB")`` gives it, which published evaluations read with: EXIF orientation,
+    colour profile and alpha are left aside. Raises as :func:`read_image`.
+    """
     if not data:
         raise InputError(f"cannot read {path}: the file is empty")
     with _pillow_errors(path), _pillow_limit_lifted():
@@ -80,7 +89,11 @@ def read_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if frames > 1:
             raise InputError(f"cannot read {path}: it holds {frames} frames or pages; save the one you want as a file of its own")
         image.load()
-        pixels = np.asarray(_to_rgb(_upright(image), path))
+        if as_stored:
+            image = _eight_bits(image, path) if image.mode.startswith(("I", "F")) else image
+            pixels = np.asarray(image.convert("RGB"))
+        else:
+            pixels = np.asarray(_to_rgb(_upright(image), path))
     return np.ascontiguousarray(pixels)
 
 
