@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mgvq_export.commands import BUNDLE, verb
+from mgvq_export.commands import BUNDLE, MAX_PIXELS, RUN_OPTIONS, parse_tile, verb
 from mgvq_export.terminal import echo_json, echo_table, progress_bar
 
 
@@ -42,3 +42,40 @@ def verify(bundle: Path, images: tuple[Path, ...], bisect: bool, as_json: bool, 
             if origins.origins:
                 echo_table(*origins.table(), title="Differences arise at")
     report.raise_if_failed()
+
+
+@verb(
+    BUNDLE,
+    click.argument("dataset", type=click.Path(path_type=Path)),
+    *RUN_OPTIONS,
+    click.option("--size", metavar="WxH", help="Crop in pixels. [default: that of the declared benchmark, else 256x256]"),
+    click.option("--groups", metavar="N,N", help="Decode with so many groups each. [default: 1, 2, 4, ... and all]"),
+    click.option("--metric", "metrics", multiple=True, help="psnr, ssim, lpips or rfid; may be repeated. [default: all]"),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take a sample of N images."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Which sample."),
+    click.option("--root", type=click.Path(path_type=Path), help="Folder of a JSON list's paths. [default: the list's own]"),
+    click.option("--dataset", "declared", help="The benchmark DATASET is: imagenet-val or uhdbench. [default: none]"),
+    MAX_PIXELS,
+)
+def eval(bundle: Path, dataset: Path, output: Path, as_json: bool, debug: bool, **options: Any) -> None:
+    """Reconstruct the images of DATASET (a folder or a JSON list) and measure: PSNR, SSIM, LPIPS, rFID, use of the codebook.
+
+    Run the same command again to go on with an evaluation that was stopped.
+
+    \b
+    mgvq-export eval bundle photos -o scores
+    mgvq-export eval bundle ILSVRC2012/val -o scores --dataset imagenet-val
+    mgvq-export eval bundle UHDBench/UHDBench.json -o scores --size 2560x1440 --limit 100
+    """
+    from mgvq_export.evaluation.command import EvaluationOptions, run_evaluation
+
+    names = ("backend", "precision", "threads", "tiling", "memory_limit")
+    run = {name: options.pop(name) for name in names} | {"tile": parse_tile(options.pop("tile"))}
+    wanted = EvaluationOptions(run=run, **options)
+    results, files = run_evaluation(bundle, dataset, output, wanted, watch=progress_bar)
+    if as_json:
+        return echo_json(results.to_dict() | {"files": [str(file) for file in files]})
+    for title, table in results.tables():
+        echo_table(*table, title=title)
+        click.echo()
+    click.echo("\n".join([*results.remarks(), *map(str, files)]))
