@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from mgvq_export.parity.compare import CodeDifferences, Worst
 from mgvq_export.parity.metrics import agreement, max_abs, psnr, relative_l2
 from mgvq_export.parity.report import REPORTED, CheckResult
 from mgvq_export.parity.subject import SAMPLE_SIDE, Images, Subject
-from mgvq_export.parity.tolerances import tolerance
+from mgvq_export.parity.tolerances import budget, tolerance
+from mgvq_export.precision import FLOATS, Budgets
 from mgvq_export.runtime.images import to_float, to_uint8
 from mgvq_export.runtime.ort import OrtSession
 from mgvq_export.runtime.pipeline import Session
@@ -28,13 +30,18 @@ Checks = Iterable[CheckResult]
 def ask_network(subject: Subject) -> Checks:
     """Do the graphs give what the PyTorch network gives? Latent, codes, and the decoding of the network's codes."""
     precision = subject.reference
-    kind = "fp32" if precision == "fp32" else "fp16"
-    latent = Worst("network/latent", "Does the encoder give the network's latent?", tolerance("latent", kind))
-    codes = CodeDifferences("network/codes", "Does encoding give the network's codes?", tolerance("codes", kind))
-    pixels = Worst("network/pixels", "Does the decoder give the network's pixels for the same codes?", tolerance("pixels", kind))
-    book = Worst("network/codebook", "Are the codebook rows the network's?", tolerance("codebook", kind))
-    if subject.network is None:
-        return [CheckResult.skipped(row.name, row.question, subject.no_network) for row in (book, latent, codes, pixels)]
+    encoder, decoder = subject.kinds(precision)
+    latent = Worst("network/latent", "Does the encoder give the network's latent?", tolerance("latent", encoder))
+    codes = CodeDifferences("network/codes", "Does encoding give the network's codes?", tolerance("codes", encoder))
+    pixels = Worst(
+        "network/pixels", "Does the decoder give the network's pixels for the same codes?", tolerance("pixels", decoder)
+    )
+    book = Worst(
+        "network/codebook", "Are the codebook rows the network's?", tolerance("codebook", subject.bundle.base(precision))
+    )
+    why = subject.no_network if subject.network is None else subject.no_float
+    if subject.network is None or why:
+        return [CheckResult.skipped(row.name, row.question, why) for row in (book, latent, codes, pixels)]
     tokenizer = subject.tokenizer(precision)
     rows = torch_network.codebook(subject.network)
     book.add("", max_abs(graphs.codebook_of(tokenizer), rows))
@@ -62,14 +69,19 @@ def ask_precision(subject: Subject) -> Checks:
 
 
 def _against_reference(subject: Subject, name: str) -> Checks:
-    reference, tokenizer = subject.reference, subject.tokenizer(name)
+    """Rows of one precision. Where its plan states a budget, that is the limit; codes of an 8-bit encoder have no other."""
+    reference, tokenizer, plan = subject.reference, subject.tokenizer(name), subject.bundle.plan(name)
+    encoder, decoder = subject.kinds(name)
+    budgets = Budgets() if plan is None else plan.budgets
     latent = Worst(f"precision/{name}/latent", f"Is the {name} latent that of {reference}?", tolerance("latent", "fp16"))
     codes = CodeDifferences(
-        f"precision/{name}/codes", f"Are enough {name} codes those of {reference}?", tolerance("codes", "fp16")
+        f"precision/{name}/codes", f"Are enough {name} codes those of {reference}?", tolerance("codes", _half(encoder))
     )
-    quality = Worst(
-        f"precision/{name}/pixels", f"Does {name} decode the same codes to the same pixels?", tolerance("psnr", "fp16")
-    )
+    limit = budget(tolerance("psnr", _half(decoder)), budgets.min_psnr)
+    quality = Worst(f"precision/{name}/pixels", f"Does {name} decode the same codes to the same pixels?", limit)
+    limit = budget(tolerance("drop"), budgets.max_psnr_drop)
+    drop = Worst(f"precision/{name}/drop", f"Do images keep their quality in {name}?", limit)
+    judge_drop = budgets.max_psnr_drop is not None or not {encoder, decoder} <= {*FLOATS}
     for image in subject.images:
         wanted = subject.latent(image, reference)
         wanted_codes = subject.codes(image, reference)
@@ -77,7 +89,24 @@ def _against_reference(subject: Subject, name: str) -> Checks:
         codes.add(image, wanted, subject.codebook, subject.codes(image, name), wanted_codes)
         pixels = graphs.pixels_of(tokenizer, wanted_codes)
         quality.add(image, psnr(pixels, subject.pixels(image, reference), peak=2.0))
-    return [latent.result(), codes.agreement_result(tolerance("agreement", "fp16")), quality.result()]
+        if judge_drop:
+            drop.add(image, _quality(subject, image, reference) - _quality(subject, image, name))
+    checks = [codes.agreement_result(budget(tolerance("agreement", "fp16"), budgets.min_code_agreement)), quality.result()]
+    if encoder in FLOATS:
+        checks.insert(0, latent.result())
+    elif budgets.min_code_agreement is None:
+        checks[0] = replace(checks[0], status=REPORTED, tolerance=None)
+    return [*checks, drop.result()] if judge_drop else checks
+
+
+def _half(kind: str) -> str:
+    """The row for a comparison with fp32: a plan whose nodes are all fp32 is held to what fp16 is held to."""
+    return "fp16" if kind == "fp32" else kind
+
+
+def _quality(subject: Subject, image: str, precision: str) -> float:
+    """PSNR in dB of an image encoded and decoded against itself."""
+    return psnr(np.clip(subject.pixels(image, precision), -1, 1), to_float(subject.images[image]), peak=2.0)
 
 
 def ask_backend(subject: Subject) -> Checks:
@@ -88,13 +117,13 @@ def ask_backend(subject: Subject) -> Checks:
     checks: list[CheckResult] = []
     for precision in subject.bundle.precisions:
         here, cpu = subject.tokenizer(precision), subject.tokenizer(precision, "ort-cpu")
-        kind = "fp32" if precision == "fp32" else "fp16"
-        latent = Worst(f"backend/{precision}/latent", question, tolerance("latent", kind))
-        codes = CodeDifferences(f"backend/{precision}/codes", question, tolerance("codes", kind))
-        pixels = Worst(f"backend/{precision}/pixels", question, tolerance("pixels", kind))
+        encoder, decoder = subject.kinds(precision)
+        latent = Worst(f"backend/{precision}/latent", question, tolerance("latent", encoder))
+        codes = CodeDifferences(f"backend/{precision}/codes", question, tolerance("codes", encoder))
+        pixels = Worst(f"backend/{precision}/pixels", question, tolerance("pixels", decoder))
         for name in subject.images:
             wanted = subject.latent(name, precision, "ort-cpu")
-            wanted_codes = graphs.codes_of(cpu, wanted)
+            wanted_codes = subject.codes(name, precision, "ort-cpu")
             latent.add(name, relative_l2(subject.latent(name, precision), wanted))
             codes.add(name, wanted, subject.codebook, subject.codes(name, precision), wanted_codes)
             pixels.add(name, max_abs(graphs.pixels_of(here, wanted_codes), graphs.pixels_of(cpu, wanted_codes)))
@@ -162,11 +191,11 @@ def ask_decoder(subject: Subject) -> Checks:
     for count in counts:
         wanted = np.where(np.arange(spec.latent_channels)[:, None, None] < count * spec.group_dim, whole, 0)
         rows.add(f"{name}, {count} groups", max_abs(graphs.lookup(tokenizer, codes, count), wanted))
-    kind = "fp32" if precision == "fp32" else "fp16"
     question = "Does decoding fewer groups give the network's pixels for the same codes?"
-    pixels = Worst("decoder/pixels", question, tolerance("pixels", kind))
-    if subject.network is None:
-        return [rows.result(), CheckResult.skipped(pixels.name, pixels.question, subject.no_network)]
+    pixels = Worst("decoder/pixels", question, tolerance("pixels", subject.kinds(precision)[1]))
+    why = subject.no_network if subject.network is None else subject.no_float
+    if subject.network is None or why:
+        return [rows.result(), CheckResult.skipped(pixels.name, pixels.question, why)]
     for count in counts[:-1] or counts:
         wanted = torch_network.run_decode(subject.network, codes, count)
         pixels.add(f"{name}, {count} groups", max_abs(graphs.pixels_of(tokenizer, codes, count), wanted))
@@ -179,7 +208,7 @@ def ask_graphs(subject: Subject) -> Checks:
     image_name, image = subject.sample
     for precision in subject.bundle.precisions:
         tokenizer = subject.tokenizer(precision)
-        kind = "fp32" if precision == "fp32" else "fp16"
+        kinds = dict(zip(("encoder", "decoder"), subject.kinds(precision), strict=True))
         codes = graphs.codes_of(tokenizer, graphs.latent_of(tokenizer, image))
         quantized = graphs.lookup(tokenizer, codes)
         ways: dict[str, tuple[np.ndarray, tuple[Part, ...], tuple[Part, ...]]] = {
@@ -194,7 +223,7 @@ def ask_graphs(subject: Subject) -> Checks:
             ways["decoder_trunk"] = (features, (Part.DECODER_TRUNK,), halves)
         for name, (values, wanted, found) in ways.items():
             question = f"Do {' + '.join(map(str, found))} give what {' + '.join(map(str, wanted))} give?"
-            row = Worst(f"graphs/{precision}/{name}", question, tolerance("latent", kind))
+            row = Worst(f"graphs/{precision}/{name}", question, tolerance("latent", kinds[name.split("_")[0]]))
             row.add(image_name, relative_l2(graphs.chain(tokenizer, values, *found), graphs.chain(tokenizer, values, *wanted)))
             checks.append(row.result())
     return checks
@@ -206,11 +235,11 @@ def ask_batch(subject: Subject) -> Checks:
     images = _same_size(subject.images)
     for precision in subject.bundle.precisions:
         tokenizer = subject.tokenizer(precision)
-        kind = "fp32" if precision == "fp32" else "fp16"
+        encoder, decoder = subject.kinds(precision)
         question = "Does an image give the same alone, in a batch, and in another place of it?"
-        latent = Worst(f"batch/{precision}/latent", question, tolerance("latent", kind))
-        codes = CodeDifferences(f"batch/{precision}/codes", question, tolerance("codes", kind))
-        pixels = Worst(f"batch/{precision}/pixels", question, tolerance("pixels", kind))
+        latent = Worst(f"batch/{precision}/latent", question, tolerance("latent", encoder))
+        codes = CodeDifferences(f"batch/{precision}/codes", question, tolerance("codes", encoder))
+        pixels = Worst(f"batch/{precision}/pixels", question, tolerance("pixels", decoder))
         alone = [graphs.latent_of(tokenizer, image) for image in images.values()]
         alone_codes = [graphs.codes_of(tokenizer, one) for one in alone]
         alone_pixels = [graphs.pixels_of(tokenizer, one) for one in alone_codes]
@@ -243,12 +272,12 @@ def ask_tiling(subject: Subject) -> Checks:
     checks = []
     for precision in subject.bundle.precisions:
         tokenizer = subject.tokenizer(precision)
-        kind = "fp32" if precision == "fp32" else "fp16"
+        encoder, decoder = subject.kinds(precision)
         stride = subject.bundle.spec.trunk_stride
-        latent = Worst(f"tiling/{precision}/latent", "Is the tiled latent the untiled one?", tolerance("latent", kind))
-        codes = CodeDifferences(f"tiling/{precision}/codes", "Are the tiled codes the untiled ones?", tolerance("codes", kind))
-        pixels = Worst(f"tiling/{precision}/pixels", "Are the tiled pixels the untiled ones?", tolerance("pixels", kind))
-        steps = Worst(f"tiling/{precision}/image", "Is the tiled 8-bit image the untiled one?", tolerance("steps"))
+        latent = Worst(f"tiling/{precision}/latent", "Is the tiled latent the untiled one?", tolerance("latent", encoder))
+        codes = CodeDifferences(f"tiling/{precision}/codes", "Are the tiled codes the untiled ones?", tolerance("codes", encoder))
+        pixels = Worst(f"tiling/{precision}/pixels", "Are the tiled pixels the untiled ones?", tolerance("pixels", decoder))
+        steps = Worst(f"tiling/{precision}/image", "Is the tiled 8-bit image the untiled one?", tolerance("steps", decoder))
         for row in (latent, codes, pixels, steps):
             row.when_empty = "no image is large enough to be cut into windows"
         for name in subject.some_images(precision):

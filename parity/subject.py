@@ -12,6 +12,7 @@ import numpy as np
 from mgvq_export.bundle import Bundle
 from mgvq_export.parity import graphs
 from mgvq_export.parity import network as torch_network
+from mgvq_export.precision import FLOATS
 from mgvq_export.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Subject:
         bundle: the bundle.
         images: name -> uint8 [H, W, 3], sides multiples of f.
         backend: backend of all tokenizers.
+        sizes: name -> height and width before padding, of the images that were padded.
         network: the PyTorch network, or None; then ``no_network`` says why.
     """
 
@@ -38,15 +40,27 @@ class Subject:
     backend: str
     network: MGVQ | None = None
     no_network: str = ""
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     _tokenizers: dict[tuple[str, str], Tokenizer] = field(default_factory=dict)
     _latents: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)
-    _codes: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    _codes: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)
     _pixels: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
     @property
     def reference(self) -> str:
         """The precision others are held against."""
         return "fp32" if "fp32" in self.bundle.precisions else self.bundle.precisions[0]
+
+    def kinds(self, precision: str) -> tuple[str, str]:
+        """The lowest type, ``fp32``, ``fp16``, ``int8`` or ``fp8``, of the encoder's and of the decoder's graphs."""
+        return self.bundle.kind(precision, "encoder"), self.bundle.kind(precision, "decoder")
+
+    @property
+    def no_float(self) -> str:
+        """Why the graphs cannot be held against the network; empty when they can: one precision has no 8-bit nodes."""
+        if all(kind in FLOATS for kind in self.kinds(self.reference)):
+            return ""
+        return f"{self.reference} computes with 8 bits; export with --precision fp32 beside it to compare with the network"
 
     def tokenizer(self, precision: str, backend: str | None = None) -> Tokenizer:
         """The tokenizer of a precision (and another backend than the one verified)."""
@@ -62,17 +76,22 @@ class Subject:
             self._latents[key] = graphs.latent_of(self.tokenizer(precision, backend), self.images[image])
         return self._latents[key]
 
-    def codes(self, image: str, precision: str) -> np.ndarray:
+    def codes(self, image: str, precision: str, backend: str | None = None) -> np.ndarray:
         """The codes of an image by its name, int32 [1, G, h, w]."""
-        if (image, precision) not in self._codes:
-            self._codes[image, precision] = graphs.codes_of(self.tokenizer(precision), self.latent(image, precision))
-        return self._codes[image, precision]
+        key = (image, precision, backend or self.backend)
+        if key not in self._codes:
+            self._codes[key] = graphs.codes_of(self.tokenizer(precision, backend), self.latent(image, precision, backend))
+        return self._codes[key]
 
     def pixels(self, image: str, precision: str) -> np.ndarray:
         """The untiled decoding of :meth:`codes`, float32 [1, 3, H, W]."""
         if (image, precision) not in self._pixels:
             self._pixels[image, precision] = graphs.pixels_of(self.tokenizer(precision), self.codes(image, precision))
         return self._pixels[image, precision]
+
+    def size(self, image: str) -> tuple[int, int]:
+        """Height and width of an image by its name, before padding."""
+        return self.sizes.get(image) or self.images[image].shape[:2]  # type: ignore[return-value]
 
     def some_images(self, precision: str) -> list[str]:
         """Names of the images to take where one is as good as another: all for the reference precision, the first for others."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mgvq_export.errors import InputError
 
@@ -35,6 +35,23 @@ class Tolerance:
 
 _EPSILON = "float32 rounds at 6e-8; some hundred layers in another order of summing reach about 1e-6, a wrong weight 1e-3"
 _HALF = "float16 rounds at 5e-4"
+
+_FLIP = (
+    "a value on the edge between two 8-bit values falls to either side; three times what float16 rounding does to the demo model"
+)
+_ASKED = "the default budget, for a precision plan that states none"
+
+
+def _eight_bit(kind: str, latent: float, codes: float, steps: float) -> tuple[Tolerance, ...]:
+    """Rows of a precision with 8-bit nodes: two runs of the same graphs, and their decoding against that of fp32."""
+    return (
+        Tolerance(f"latent/{kind}", latent, "", f"relative L2; {_FLIP}"),
+        Tolerance(f"codes/{kind}", codes, "", f"largest margin of a code that differs between two runs; {_FLIP}"),
+        Tolerance(f"pixels/{kind}", steps * 2 / 255, "", f"largest difference in [-1, 1], {steps:g} 8-bit steps; {_FLIP}"),
+        Tolerance(f"steps/{kind}", steps, "8-bit steps", _FLIP),
+        Tolerance(f"psnr/{kind}", 38.0, "dB", f"decoding the same codes; {_ASKED}", True),
+    )
+
 
 TABLE: tuple[Tolerance, ...] = (
     Tolerance("latent/fp32", 1e-5, "", f"relative L2; {_EPSILON}"),
@@ -69,11 +86,20 @@ TABLE: tuple[Tolerance, ...] = (
     Tolerance("pixels/fp32", 1e-4, "", f"largest difference in [-1, 1], 1/78 of an 8-bit step; {_EPSILON}"),
     Tolerance("pixels/fp16", 2 / 255, "", f"largest difference in [-1, 1], one 8-bit step; {_HALF}"),
     Tolerance("psnr/fp16", 50.0, "dB", "decoding the same codes; an error of one 8-bit step everywhere is 48 dB", True),
-    Tolerance("steps", 1.0, "8-bit steps", "a difference of 1e-4 can fall on the edge between two 8-bit values"),
+    Tolerance("drop", 0.15, "dB", f"PSNR against the photo itself, lost by encoding and decoding; {_ASKED}"),
+    Tolerance("steps/fp32", 1.0, "8-bit steps", "a difference of 1e-4 can fall on the edge between two 8-bit values"),
+    Tolerance("steps/fp16", 1.0, "8-bit steps", "a difference of 1e-3 can fall on the edge between two 8-bit values"),
+    *_eight_bit("int8", 7e-2, 3e-2, 18),
+    *_eight_bit("fp8", 1e-1, 1e-1, 30),
     Tolerance("exact", 0.0, "", "values that are only copied; nothing is computed on the way"),
 )
 
 TOLERANCES: dict[str, Tolerance] = {tolerance.name: tolerance for tolerance in TABLE}
+
+
+def budget(row: Tolerance, limit: float | None) -> Tolerance:
+    """``row`` with the limit that a precision plan states; as it is when the plan states none."""
+    return row if limit is None else replace(row, limit=limit, reason="the budget of the precision plan")
 
 
 def tolerance(kind: str, precision: str | None = None) -> Tolerance:

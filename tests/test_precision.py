@@ -1,0 +1,131 @@
+"""Precision plans as data: what is written is read back, contradictions are one line each."""
+
+import json
+from pathlib import Path
+
+import pytest
+from checks import one_line
+
+from mgvq_export.errors import InputError
+from mgvq_export.precision import Budgets, MadeFor, NodePlan, PrecisionPlan, side_of
+
+CONV, SUM = "decoder.stages.1.op_list.1.main.conv1.conv", "decoder.stages.1.op_list.1"
+
+
+@pytest.fixture
+def plan() -> PrecisionPlan:
+    return PrecisionPlan(
+        "int8-wide",
+        "fp16",
+        {
+            CONV: NodePlan("int8", {0: 0.02}, (0.1, 0.2), reason="cheap"),
+            SUM: NodePlan("int8", {0: 0.02, 1: 1.5}),
+            "encoder.project_in.conv.conv": NodePlan("fp32", reason="overflows"),
+        },
+        MadeFor("demo", "c" * 64, "b" * 64),
+        Budgets(min_psnr=38.0),
+        measured={"psnr": 41.5},
+        calibration={"images": [{"name": "a.png", "sha256": "a" * 64}]},
+        tools={"onnx": "1.0"},
+    )
+
+
+def test_what_is_written_is_read_back(plan: PrecisionPlan, tmp_path: Path) -> None:
+    plan.save(tmp_path / "plan.json")
+    assert PrecisionPlan.load(tmp_path / "plan.json") == plan
+    assert (tmp_path / "plan.json").read_bytes() == plan.to_bytes()
+
+
+def test_a_short_plan_written_by_hand(tmp_path: Path) -> None:
+    entry = {"precision": "int8", "scales": {"0": 1}}
+    values = {"format": "mgvq-precision-plan", "version": 1, "name": "mine", "base": "fp32", "nodes": {CONV: entry}}
+    (tmp_path / "plan.json").write_text(json.dumps(values | {"budgets": None}))
+    plan = PrecisionPlan.load(tmp_path / "plan.json")
+    assert plan.nodes == {CONV: NodePlan("int8", {0: 1})}
+    assert plan.made_for == MadeFor() and plan.budgets == Budgets()
+
+
+def test_kinds_and_counts(plan: PrecisionPlan) -> None:
+    assert plan.kind() == plan.kind("decoder") == "int8"
+    assert plan.kind("encoder") == "fp16"  # an island makes it no lower
+    assert plan.counts() == {"fp32": 1, "int8": 2}
+    assert PrecisionPlan("x", "fp32", {CONV: NodePlan("fp8", {0: 1.0})}).kind() == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("node", "side"),
+    [("encoder.stages.0.op_list.0", "encoder"), ("quant_conv", "encoder"), ("decoder.a/b", "decoder"), ("post_quant_conv", "decoder")],
+)
+def test_sides(node: str, side: str) -> None:
+    assert side_of(node) == side
+
+
+def test_made_for(plan: PrecisionPlan) -> None:
+    plan.check_made_for(checkpoint_sha256="c" * 64, codebook_sha256="b" * 64)
+    plan.check_made_for()
+    for hashes in ({"checkpoint_sha256": "d" * 64}, {"codebook_sha256": "d" * 64}):
+        with pytest.raises(InputError, match=r"another checkpoint \(demo\).*dddddddddddd") as caught:
+            plan.check_made_for(**hashes)
+        assert one_line(str(caught.value))
+    PrecisionPlan("x", "fp16", {}).check_made_for(checkpoint_sha256="d" * 64)
+
+
+def edited(plan: PrecisionPlan, *path: str, to: object) -> dict:
+    values = plan.to_dict()
+    inner = values
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = to
+    return json.loads(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "match"),
+    [
+        (("format",), "mgvq-bundle", "no precision plan"),
+        (("version",), 2, "version 2; this release reads version 1"),
+        (("name",), "In T8", "name is 'In T8'"),
+        (("name",), "../up", "name is '../up'"),
+        (("name",), 8, "name is 8"),
+        (("name",), "fp32", "cannot be called fp32"),
+        (("name",), "engines", "cannot be called engines"),
+        (("base",), "int8", "base is 'int8'; choose fp32, fp16"),
+        (("nodes",), [], r"nodes is \[\]; wanted an object"),
+        (("nodes", CONV), "int8", "its entry is 'int8'; wanted an object"),
+        (("nodes", CONV), {}, "it lacks precision"),
+        (("nodes", CONV, "precision"), "int4", "precision is 'int4'; choose fp32, fp16, int8, fp8"),
+        (("nodes", CONV, "precision"), "fp32", "fp32 takes no scales"),
+        (("nodes", CONV, "scale"), 1, "unknown key 'scale'; wanted precision, scales"),
+        (("nodes", CONV, "scales"), {}, "int8 needs the scale"),
+        (("nodes", CONV, "scales"), [1], r"scales is \[1\]; wanted an object"),
+        (("nodes", CONV, "scales"), {"first": 1}, "scales has the key 'first'"),
+        (("nodes", CONV, "scales"), {"0": 0}, "scale of input 0 is 0; wanted a number above 0"),
+        (("nodes", CONV, "scales"), {"0": float("nan")}, "scale of input 0 is nan"),
+        (("nodes", CONV, "scales"), {"0": True}, "scale of input 0 is True"),
+        (("nodes", CONV, "weight_scales"), [0.1, -1], "weight scale of channel 1 is -1"),
+        (("nodes", CONV, "weight_scales"), 0.1, "weight_scales is 0.1; wanted a list"),
+        (("made_for", "codebook_sha256"), 5, "made_for has codebook_sha256 = 5"),
+        (("made_for", "hash"), "x", "unknown key 'hash'"),
+        (("budgets", "min_psnr"), "38 dB", "budget min_psnr is '38 dB'"),
+        (("budgets", "min_code_agreement"), 99, "a share, 0 to 1"),
+        (("budgets", "psnr"), 1, "unknown key 'psnr'"),
+        (("calibration",), "photos", "calibration is 'photos'; wanted an object"),
+        (("speed",), 1, "unknown key 'speed'"),
+    ],
+)
+def test_contradictions_are_one_line(plan: PrecisionPlan, path: tuple[str, ...], to: object, match: str) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        PrecisionPlan.from_dict(edited(plan, *path, to=to), "my.json")
+    assert one_line(str(caught.value)) and str(caught.value).startswith("my.json")
+    if path[0] == "nodes" and len(path) > 1:
+        assert CONV in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "match"), [("{", "no valid JSON"), ("[]", "no precision plan"), (None, "no such file")])
+def test_files_that_are_no_plans(text: str | None, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=match) as caught:
+        PrecisionPlan.load(path)
+    assert one_line(str(caught.value)) and "plan.json" in str(caught.value)
