@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -173,9 +173,9 @@ class TensorRtPipeline:
         needs = f"; it needs {format_bytes(least, up=True)}" if least else ""
         raise BackendError(f"too little free GPU memory for {what}{needs}: close other programs that use the GPU, or {_SMALLER}")
 
-    def _release(self, keep: Iterable[Part] = ()) -> None:
+    def _release(self) -> None:
         self._chosen.clear()
-        self.session.release(keep)
+        self.session.release()
 
     # ---- running
 
@@ -203,13 +203,12 @@ class TensorRtPipeline:
                 try:
                     return run(plan)
                 except OutOfDeviceMemory as error:
-                    left = self.plans.smaller(direction, size, plan)
-                    keep = [part for part, _ in self.plans.chain(direction, left[0], size)] if left else []
-                    self._release(keep)
-                    if not left:
-                        raise OutOfDeviceMemory(f"{error}, or {_SMALLER}") from error
-                    _log.warning("%s; goes on to %s with %s instead of %s", error, direction.verb, left[0], plan)
-                    plan = self._chosen[direction.verb, size] = left[0]
+                    reason = str(error)
+                # Outside of the handler, where the error no longer holds engines and contexts
+                self._release()
+                smaller = self._choose(direction, size, self.plans.smaller(direction, size, plan))
+                _log.warning("%s; goes on to %s with %s instead of %s", reason, direction.verb, smaller, plan)
+                plan = self._chosen[direction.verb, size] = smaller
 
     def _run(
         self, direction: Direction, size: Size, plan: TrunkPlan, feeds: Mapping[str, np.ndarray], progress: Progress

@@ -115,7 +115,7 @@ class Step:
         except BackendError as error:
             # Some engines cannot be recorded, or there is no memory left for it. What ails the GPU itself fails the plain run too.
             self._capturable = False
-            _log.warning("%s runs without a CUDA graph, which is slower on small images: %s", self._loaded.name, error)
+            _log.warning("%s runs without a CUDA graph, which is slower on small images: %s", self._loaded.name, str(error))
         else:
             self._graph = graph[0]
 
@@ -247,8 +247,8 @@ class TensorRtSession:
         self.cuda.download(pinned.address, self.buffer(role).address, array.nbytes)
         return array
 
-    def release(self, keep: Iterable[Part] = ()) -> None:
-        """Give back buffers, contexts and graphs, and all engines but ``keep``. Raises the first error once all is tried."""
+    def release(self) -> None:
+        """Give back all memory, contexts, graphs and engines; they come back as they are needed. Raises the first error once all is tried."""
         errors: list[MgvqError] = []
 
         def attempt(action: Callable[[], None]) -> None:
@@ -257,12 +257,12 @@ class TensorRtSession:
             except MgvqError as error:
                 errors.append(error)
 
+        attempt(self.cuda.use_device)
         attempt(self.cuda.synchronize)
         for step in self._steps.values():
             attempt(step.close)
         self._steps.clear()
-        for part in set(self._engines) - set(keep):
-            del self._engines[part]
+        self._engines.clear()
         buffers: list[Buffer] = [*self._buffers.values(), *self._pinned.values()]
         for buffer in buffers:
             attempt(buffer.free)
@@ -277,7 +277,6 @@ class TensorRtSession:
             return
         self._closed = True
         try:
-            self.cuda.use_device()
             self.release()
         finally:
             self.cuda.close()

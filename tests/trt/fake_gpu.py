@@ -28,7 +28,6 @@ MACHINE = ("NVIDIA H200", "9.0")
 OK = real.cudaError_t.cudaSuccess
 FAILED = real.cudaError_t.cudaErrorUnknown
 NO_MEMORY = real.cudaError_t.cudaErrorMemoryAllocation
-SCRATCH_PER_IMAGE = 1000  # bytes of scratch memory that the fake engines ask for, per image or window
 
 
 class Gpu:
@@ -41,6 +40,7 @@ class Gpu:
         computes: run the engines' graphs; else their outputs are zeros, which is faster.
         not_capturable: engines refuse to run while the stream is captured.
         silent_error: a report to the recorder at the next run, which then still answers True.
+        non_finite: engines say that their values are not finite.
     """
 
     def __init__(self, memory: int = 1 << 30, fail_at: int | None = None, computes: bool = True):
@@ -56,13 +56,18 @@ class Gpu:
         self.contexts = 0
         self.not_capturable = False
         self.silent_error = ""
+        self.non_finite = False
+        self.failed_in_capture = False
         self._next = 1000
         self.cudart = Cudart(self)
 
     def fails(self, name: str) -> bool:
         """Count a call; whether it is the one to fail."""
         self.calls.append(name)
-        return len(self.calls) - 1 == self.fail_at
+        if len(self.calls) - 1 != self.fail_at:
+            return False
+        self.failed_in_capture = self.captured is not None
+        return True
 
     @property
     def used(self) -> int:
@@ -438,7 +443,11 @@ class Context:
 
     def update_device_memory_size_for_shapes(self) -> int:
         self._no("update_device_memory_size_for_shapes")
-        return SCRATCH_PER_IMAGE * next(iter(self.shapes.values()))[0]
+        return self.scratch_bytes()
+
+    def scratch_bytes(self) -> int:
+        """What the fake engines ask for: eight bytes per number of their input."""
+        return 8 * int(np.prod(next(iter(self.shapes.values()))))
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert address % ALIGNMENT == 0
@@ -455,7 +464,7 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         assert stream in self.gpu.streams
         assert set(self.addresses) == set(self.engine.inputs | self.engine.outputs), "an address is missing"
-        assert self.scratch[1] >= SCRATCH_PER_IMAGE * next(iter(self.shapes.values()))[0], "too little scratch memory"
+        assert self.scratch[1] >= self.scratch_bytes(), "too little scratch memory"
         state = (dict(self.addresses), self.scratch)
         if self.gpu.captured is not None:
             assert self.warm_for == state, "captured without a plain run since the last change"
@@ -489,5 +498,5 @@ def run(engine: Engine, shapes: dict[str, tuple[int, ...]], addresses: dict[str,
     else:
         found = [np.zeros(shapes[name], engine.dtype(name)) for name in engine.outputs]
     for name, values in zip(engine.outputs, found, strict=True):
-        arrays[name][...] = values
+        arrays[name][...] = 1 if gpu.non_finite and name == "non_finite" else values
     ctypes.memset(scratch[0], RUBBISH, scratch[1])
