@@ -70,6 +70,8 @@ def run_evaluation(
     with Tokenizer.open(opened, **options.run) as tokenizer, watch("eval", len(images.items)) as update:
         results = evaluate(tokenizer, images, output, protocol, max_pixels=options.max_pixels or MAX_PIXELS, progress=update)
     files = results.write(output)
-    if importlib.util.find_spec("matplotlib") is not None:
+    if importlib.util.find_spec("matplotlib") is None:
+        results.notes.append("without plots: they need matplotlib: pip install 'mgvq-export[eval]'")
+    else:
         files += write_plots(results, output)
     return results, files

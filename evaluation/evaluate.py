@@ -113,20 +113,22 @@ def load_meters(protocol: Protocol) -> tuple[dict[str, Callable], dict[str, str]
 
 def run_identity(tokenizer: Tokenizer, protocol: Protocol, meters: dict[str, Callable]) -> dict[str, Any]:
     """All that decides the figures of one image. Runs whose identities differ cannot share a journal."""
-    bundle, tiling = tokenizer.bundle, tokenizer.tiling
-    entry = bundle.manifest["precisions"][tokenizer.precision]
+    bundle, tiling, precision = tokenizer.bundle, tokenizer.tiling, tokenizer.precision
+    entry = bundle.manifest["precisions"][precision]
     files = [entry["weights"]["sha256"], *(graph["sha256"] for graph in entry["graphs"].values())]
+    if tokenizer.backend == "tensorrt":
+        files += sorted(engine["sha256"] for engine in bundle.engines if engine["precision"] == precision)
     return {
         "version": VERSION,
         "model": tokenizer.spec.name,
-        "codebook_sha256": bundle.codebook_sha256,
-        "graphs_sha256": hashlib.sha256("".join(files).encode()).hexdigest(),
-        "precision": tokenizer.precision,
+        "precision": precision,
         "backend": tokenizer.backend,
         "tiling": [tiling.mode, tiling.tile],
         "size": "x".join(map(str, protocol.size)),
         "groups": protocol.groups,
         "metrics": ["psnr", *meters],
+        "codebook_sha256": bundle.codebook_sha256,
+        "graphs_sha256": hashlib.sha256("".join(files).encode()).hexdigest(),
     }
 
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Results:
         columns: figures of each image, in the same order.
         counts: how often each code was used, int64 [G, K].
         groups: counts of groups decoded with.
+        notes: further remarks for people.
     """
 
     facts: dict[str, Any]
@@ -52,6 +53,7 @@ class Results:
     columns: _Columns
     counts: np.ndarray
     groups: tuple[int, ...]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def seconds_per_image(self) -> float:
@@ -81,7 +83,7 @@ class Results:
         if reason := self.facts["paper"]["absent_because"]:
             lines.append(f"without the paper's figures: {reason}")
         lines.append(f"{self.seconds_per_image:.3f} s per image: encoding, and decoding {len(self.groups)} times (median)")
-        return lines
+        return lines + self.notes
 
     def table(self) -> Table:
         """Columns and rows of the main figures; the paper's stand beside them only where they may."""
