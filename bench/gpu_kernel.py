@@ -1,14 +1,27 @@
 """GPU acceptance, kernel section: GroupedArgmin on the GPU against the oracle, and its time beside torch's. No TensorRT needed."""
 
+from __future__ import annotations
+
 import ctypes
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
+from mgvq_export.bench.gpu_network import timed
+from mgvq_export.bench.gpu_report import GpuOptions, Row
 from mgvq_export.errors import BackendError
+from mgvq_export.ops import cases
 from mgvq_export.ops.contract import NEAR_TIE, grouped_argmin, near_tie_margins
-from mgvq_export.ops.cuda_kernel import KERNEL_NAMES, compile_ptx, kernel_launch
+from mgvq_export.ops.cuda_kernel import (
+    KERNEL_NAMES,
+    compile_cubin,
+    compile_ptx,
+    driver_problem,
+    driver_version,
+    kernel_launch,
+    nvrtc_version,
+)
 
 #: name -> (B, G, K, d, h, w): a 2560x1440 image at f16 and f8 for the released groupings.
 REAL_SIZES = {
@@ -19,48 +32,12 @@ REAL_SIZES = {
 }
 
 
-def random_case(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Random ``latent`` [B, G*d, h, w] of ``dtype`` and ``codebook`` float32 [G, K, d] with unit rows, for (B, G, K, d, h, w)."""
+def real_case(shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Normal ``latent`` of ``dtype`` and unit rows for (B, G, K, d, h, w)."""
     batch, groups, rows, dim, height, width = shape
-    latent = rng.standard_normal((batch, groups * dim, height, width)).astype(dtype)
-    codebook = rng.standard_normal((groups, rows, dim)).astype(np.float32)
-    return latent, codebook / np.linalg.norm(codebook, axis=-1, keepdims=True)
-
-
-def oracle_cases() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(name, latent, codebook) for both latent types: all paths of the kernel, ties, and values that are not finite."""
-    shapes = [
-        (1, 1, 1, 1, 1, 1),
-        (2, 4, 60, 4, 5, 7),
-        (1, 8, 2048, 4, 3, 50),
-        (1, 4, 1111, 8, 5, 5),
-        (3, 1, 17, 3, 3, 3),
-        (1, 2, 300, 13, 6, 6),
-        (2, 3, 129, 17, 9, 9),
-        (1, 2, 257, 32, 4, 4),
-        (1, 32, 20, 1, 2, 2),
-        (2, 1, 1500, 5, 10, 11),
-    ]
-    for index, shape in enumerate(shapes):
-        for dtype in KERNEL_NAMES:
-            latent, codebook = random_case(np.random.default_rng(index), shape, dtype)
-            yield f"random-{'x'.join(map(str, shape))}-{dtype}", latent, codebook
-    for dtype in KERNEL_NAMES:
-        rng = np.random.default_rng(99)
-        latent, codebook = random_case(rng, (1, 2, 200, 4, 8, 9), dtype)
-        yield f"all-rows-equal-{dtype}", latent, np.repeat(codebook[:, :1], 200, axis=1)
-        yield f"rows-repeated-{dtype}", latent, np.tile(codebook[:, :50], (1, 4, 1))
-        yield f"repeated-from-the-end-{dtype}", latent, np.concatenate([codebook[:, :199], codebook[:, :1]], axis=1)
-        yield f"zeros-{dtype}", np.zeros_like(latent), codebook
-        odd = latent.copy()
-        for place, value in enumerate((np.nan, np.inf, -np.inf)):
-            odd[0, place, place, :] = value
-        yield f"not-finite-{dtype}", odd, codebook
-        scale = np.array(2.0**-12 if dtype == "float16" else 2.0**-60, dtype)
-        yield f"tiny-{dtype}", latent * scale, codebook
-        yield f"large-{dtype}", latent / scale if dtype == "float32" else np.clip(latent * 8000, -60000, 60000), codebook
-        signs = np.array(list(np.ndindex(2, 2, 2, 2)), np.float32) - 0.5  # exact in every order of summation: many exact ties
-        yield f"exact-ties-{dtype}", np.round(latent), np.tile(signs, (2, 5, 1))
+    rng = np.random.default_rng(0)
+    latent, codebook = cases.random_case(rng, groups, rows, dim, batch=batch, height=height, width=width)
+    return latent.astype(dtype), codebook
 
 
 def disagreements(latent: np.ndarray, codebook: np.ndarray, codes: np.ndarray) -> list[float]:
@@ -89,25 +66,46 @@ def gpu_problem() -> str | None:
     return None
 
 
-@dataclass
 class GpuKernel:
-    """The compiled kernel on GPU 0, through the CUDA driver and its primary context. Raises BackendError at every failed call."""
+    """The compiled kernel on GPU 0, through the CUDA driver and its primary context.
 
-    _functions: dict = field(default_factory=dict)
+    Attributes:
+        name: of the GPU.
+        note: how the kernel came to the GPU when not as the PTX that engines carry; else empty.
 
-    def __post_init__(self):
-        from cuda.bindings import driver
+    Raises :class:`BackendError` at every failed call.
+    """
 
+    def __init__(self) -> None:
         problem = gpu_problem()
         if problem:
             raise BackendError(problem)
+        from cuda.bindings import driver
+
         self._driver = driver
         device = _checked(driver.cuDeviceGet(0))
         self.name = _checked(driver.cuDeviceGetName(128, device)).split(b"\0")[0].decode()
         _checked(driver.cuCtxSetCurrent(_checked(driver.cuDevicePrimaryCtxRetain(device))))
-        self._module = _checked(driver.cuModuleLoadData(compile_ptx() + b"\0"))  # the driver wants the NUL, TensorRT does not
-        for dtype, name in KERNEL_NAMES.items():
-            self._functions[dtype] = _checked(driver.cuModuleGetFunction(self._module, name.encode()))
+        code, self.note = self._code(device)
+        self._module = _checked(driver.cuModuleLoadData(code))
+        self._functions = {
+            dtype: _checked(driver.cuModuleGetFunction(self._module, name.encode())) for dtype, name in KERNEL_NAMES.items()
+        }
+
+    def _code(self, device: Any) -> tuple[bytes, str]:
+        """PTX, or machine code where the driver is older than NVRTC and cannot read its PTX; and a note about the latter."""
+        problem = driver_problem(nvrtc_version(), driver_version())
+        if problem is None:
+            return compile_ptx() + b"\0", ""  # the driver wants the NUL, TensorRT does not
+        attribute = self._driver.CUdevice_attribute
+        major, minor = (
+            _checked(self._driver.cuDeviceGetAttribute(kind, device))
+            for kind in (
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+        return compile_cubin(10 * major + minor)[0], f"machine code for this GPU, engines cannot be built yet: {problem}"
 
     def run(self, latent: np.ndarray, codebook: np.ndarray, *, repeats: int = 0) -> tuple[np.ndarray, list[float]]:
         """Codes int32 [B, G, h, w] of one launch, and the microseconds of ``repeats`` further ones (CUDA events)."""
@@ -124,7 +122,7 @@ class GpuKernel:
             types = (ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 4, ctypes.c_void_p)
             function = self._functions[latent.dtype.name]
 
-            def enqueue():
+            def enqueue() -> None:
                 _checked(driver.cuLaunchKernel(function, *launch.grid, *launch.block, 0, 0, (values, types), 0))
 
             enqueue()
@@ -136,7 +134,7 @@ class GpuKernel:
                 _checked(driver.cuMemFree(pointer))
         return codes, times
 
-    def _timed(self, enqueue) -> float:
+    def _timed(self, enqueue: Callable[[], None]) -> float:
         driver = self._driver
         start, end = _checked(driver.cuEventCreate(0)), _checked(driver.cuEventCreate(0))
         _checked(driver.cuEventRecord(start, 0))
@@ -149,61 +147,54 @@ class GpuKernel:
         return elapsed
 
 
-def torch_times(latent: np.ndarray, codebook: np.ndarray, *, repeats: int = 20) -> dict[str, float]:
-    """Median microseconds of cdist/argmin and matmul/argmax in torch on the GPU, float32; empty without torch for CUDA."""
+def kernel_section(options: GpuOptions) -> Iterator[Row]:
+    """The kernel on every case of the oracle, then its time at the real sizes. No rehearsal: the tests run its source on the CPU."""
+    gpu = GpuKernel()
+    if gpu.note:
+        yield Row("kernel loaded as", "cubin", facts={"note": gpu.note})
+    wrong_codes = {}
+    for name, latent, codebook in cases.cases_of_both_types():
+        codes, _ = gpu.run(latent, codebook)
+        wrong_codes[name] = len(disagreements(latent, codebook, codes))
+    failed = {name: wrong for name, wrong in wrong_codes.items() if wrong}
+    yield Row(f"kernel against the oracle, {len(wrong_codes)} cases", len(failed), "failed", not failed, {"failed": failed})
+    for name, shape in REAL_SIZES.items():
+        for dtype in KERNEL_NAMES:
+            latent, codebook = real_case(shape, dtype)
+            codes, times = gpu.run(latent, codebook, repeats=options.repeats + 5)
+            yield Row.timed(f"kernel {name} {dtype}", [time / 1e3 for time in times[5:]])
+        wrong = len(disagreements(latent, codebook, codes))  # of the float16 latents
+        yield Row(f"kernel {name} against the oracle", wrong, "wrong codes", wrong == 0)
+
+
+def torch_section(options: GpuOptions) -> Iterator[Row]:
+    """What torch takes for the same codes: cdist/argmin and matmul/argmax, in float32."""
     try:
         import torch
-    except ImportError:
-        return {}
-    if not torch.cuda.is_available():
-        return {}
+    except ImportError as error:
+        raise BackendError(f"needs PyTorch ({error}): pip install torch") from None
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            f"PyTorch {torch.__version__} finds no GPU; install the build for this machine's CUDA from pytorch.org"
+        )
+    sizes = REAL_SIZES if options.device == "cuda" else {"rehearsal 2x64x4": (1, 2, 64, 4, 6, 8)}
+    for name, shape in sizes.items():
+        latent, codebook = real_case(shape, "float32")
+        wanted = grouped_argmin(latent, codebook)
+        for way, action in _torch_ways(latent, codebook, options.device).items():
+            codes = action().cpu().numpy().reshape(shape[1], shape[0], *shape[4:]).swapaxes(0, 1)
+            differ = int((codes != wanted).sum())
+            yield Row.timed(f"{way} {name}", timed(action, options), differing_codes=differ)
+
+
+def _torch_ways(latent: np.ndarray, codebook: np.ndarray, device: str) -> dict[str, Callable[[], Any]]:
+    """Name -> codes [G, positions]."""
+    import torch
+
     groups, _, dim = codebook.shape
-    rows = torch.from_numpy(codebook).cuda()
-    split = (
-        torch.from_numpy(latent.astype(np.float32))
-        .cuda()
-        .unflatten(1, (groups, dim))
-        .permute(1, 0, 3, 4, 2)
-        .reshape(groups, -1, dim)
-    )
-    ways = {
+    rows = torch.from_numpy(codebook).to(device)
+    split = torch.from_numpy(latent).to(device).unflatten(1, (groups, dim)).permute(1, 0, 3, 4, 2).reshape(groups, -1, dim)
+    return {
         "torch cdist/argmin": lambda: torch.cdist(split, rows).argmin(-1),
         "torch matmul/argmax": lambda: (split @ rows.mT).argmax(-1),
     }
-    medians = {}
-    for name, way in ways.items():
-        times = []
-        for _ in range(repeats + 3):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            way()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1000.0)
-        medians[name] = float(np.median(times[3:]))  # the first three warm up
-    return medians
-
-
-def kernel_section() -> list[dict]:
-    """Rows of the acceptance table: ``check`` (name), ``ok`` (bool or None for a plain figure), ``value``, ``unit``."""
-    gpu = GpuKernel()
-    rows: list[dict] = []
-    for name, latent, codebook in oracle_cases():
-        codes, _ = gpu.run(latent, codebook)
-        wrong = len(disagreements(latent, codebook, codes))
-        rows.append({"check": f"kernel {name}", "ok": wrong == 0, "value": wrong, "unit": "wrong codes"})
-    for name, shape in REAL_SIZES.items():
-        for dtype in KERNEL_NAMES:
-            latent, codebook = random_case(np.random.default_rng(0), shape, dtype)
-            _, times = gpu.run(latent, codebook, repeats=50)
-            rows.append(
-                {
-                    "check": f"kernel {name} {dtype} on {gpu.name}",
-                    "ok": None,
-                    "value": float(np.median(times[5:])),
-                    "unit": "us p50",
-                }
-            )
-        for way, median in torch_times(latent, codebook).items():
-            rows.append({"check": f"{way} {name}", "ok": None, "value": median, "unit": "us p50"})
-    return rows

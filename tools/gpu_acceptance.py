@@ -1,48 +1,95 @@
 """What must hold on a machine with an NVIDIA GPU: runs every section, prints one table, writes JSON; exit code 1 if a check fails.
 
     python tools/gpu_acceptance.py [--json results.json] [--section kernel]...
+    python tools/gpu_acceptance.py --rehearse              the same code on the CPU, tiny: nothing it prints is a figure
 
-A section is a function in ``mgvq_export.bench`` that returns rows with ``check``, ``ok``, ``value`` and ``unit``; a section that
-cannot run here (TensorRT is not installed, say) is listed with the reason.
+A section is a function in ``mgvq_export.bench`` that yields rows. One that cannot run here (TensorRT is not installed, say) is listed
+with the reason; one that breaks off counts as failed, and the next ones run all the same. Under MGVQ_REQUIRE_GPU=1 sections that
+need no more than a GPU and PyTorch must run.
 """
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
 import sys
+import tempfile
+import traceback
 from pathlib import Path
+from typing import Any
 
-SECTIONS = {"kernel": "mgvq_export.bench.gpu_kernel:kernel_section"}
+#: Section -> its function. The first ones need no more than a GPU and, but for the kernel, PyTorch.
+SECTIONS = {
+    "kernel": "gpu_kernel:kernel_section",
+    "argmin": "gpu_kernel:torch_section",
+    "network": "gpu_network:network_section",
+    "peers": "gpu_network:peers_section",
+    "onnxruntime": "gpu_bundle:onnxruntime_section",
+    "tensorrt": "gpu_engines:tensorrt_section",
+}
+REQUIRED = ("kernel", "argmin", "network", "peers")
 
 
-def run_section(name: str) -> list[dict]:
-    """The section's rows; one row with the reason when it cannot run, which fails under MGVQ_REQUIRE_GPU=1."""
+def run_section(name: str, options: Any) -> list[dict[str, Any]]:
+    """The section's rows, printed as they come. One that cannot run, or breaks off, ends with a row that says so."""
+    from mgvq_export.bench.gpu_report import Row
     from mgvq_export.errors import BackendError
 
     module, function = SECTIONS[name].split(":")
+    rows = []
+
+    def add(row: Row) -> None:
+        print(f"{name:<12} {row}", flush=True)
+        rows.append({"section": name, **dataclasses.asdict(row)})
+
     try:
-        rows = getattr(importlib.import_module(module), function)()
+        for row in getattr(importlib.import_module(f"mgvq_export.bench.{module}"), function)(options):
+            add(row)
     except BackendError as error:
-        failed = False if os.environ.get("MGVQ_REQUIRE_GPU") == "1" else None
-        rows = [{"check": "cannot run here", "ok": failed, "value": str(error), "unit": ""}]
-    return [{"section": name, **row} for row in rows]
+        required = name in REQUIRED and os.environ.get("MGVQ_REQUIRE_GPU") == "1"
+        add(Row("cannot run here", str(error), ok=False if required else None))
+    except Exception as error:  # the other sections still have something to say
+        traceback.print_exc()
+        add(Row("broke off", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", ok=False))
+    return rows
+
+
+def parse_options(arguments: argparse.Namespace, folder: Path) -> Any:
+    from mgvq_export.bench.gpu_report import GpuOptions
+    from mgvq_export.model.demo import DEMO_SPEC
+    from mgvq_export.spec import variant
+
+    if arguments.rehearse:
+        tiny = {"check": (32, 32), "small": (64, 64), "large": (64, 96), "tile": (72, 72)}
+        return GpuOptions("cpu", DEMO_SPEC, repeats=1, ceiling=64, compiler="aot_eager", folder=folder, **tiny)
+    return GpuOptions(spec=variant(arguments.model), repeats=arguments.repeat, folder=folder)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--section", action="append", choices=sorted(SECTIONS), help="only this section (may be repeated)")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file, after every section")
+    parser.add_argument("--section", action="append", choices=list(SECTIONS), help="only this section (may be repeated)")
+    parser.add_argument(
+        "--model", default="mgvq-f16c32-g8", help="released variant; its weights are synthetic [default: %(default)s]"
+    )
+    parser.add_argument("--repeat", type=int, default=20, help="timed runs of each [default: %(default)s]")
+    parser.add_argument("--folder", type=Path, help="where to make bundle and engines, and find them again [default: temporary]")
+    parser.add_argument("--rehearse", action="store_true", help="run on the CPU, tiny, to see that everything works")
     arguments = parser.parse_args()
-    rows = [row for name in arguments.section or SECTIONS for row in run_section(name)]
-    for row in rows:
-        verdict = {True: "ok", False: "FAIL", None: ""}[row["ok"]]
-        value = f"{row['value']:.1f}" if isinstance(row["value"], float) else row["value"]
-        print(f"{row['section']:<10} {row['check']:<60} {verdict:<5} {value} {row['unit']}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-    failed = sum(row["ok"] is False for row in rows)
-    print(f"{len(rows)} rows, {failed} failed")
+    from mgvq_export.bench.gpu_report import describe_run
+
+    document: dict[str, Any] = {"run": describe_run(), "rehearsal": arguments.rehearse, "rows": []}
+    print(json.dumps(document["run"], indent=1))
+    with tempfile.TemporaryDirectory() as temporary:
+        options = parse_options(arguments, arguments.folder or Path(temporary))
+        document["options"] = {"model": options.spec.name, "large": options.large, "small": options.small, "tile": options.tile}
+        for name in arguments.section or SECTIONS:
+            document["rows"] += run_section(name, options)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    failed = sum(row["ok"] is False for row in document["rows"])
+    print(f"{len(document['rows'])} rows, {failed} failed")
     return 1 if failed else 0
 
 

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from mgvq_export.bench.gpu_kernel import GpuKernel, disagreements, gpu_problem, oracle_cases
+from mgvq_export.bench.gpu_kernel import GpuKernel, disagreements, gpu_problem
+from mgvq_export.ops import cases
 
 pytestmark = pytest.mark.gpu
 
@@ -17,7 +18,7 @@ def gpu() -> GpuKernel:
     return GpuKernel()
 
 
-@pytest.mark.parametrize(("latent", "codebook"), [pytest.param(z, c, id=name) for name, z, c in oracle_cases()])
+@pytest.mark.parametrize(("latent", "codebook"), [pytest.param(z, c, id=name) for name, z, c in cases.cases_of_both_types()])
 def test_gpu_codes_equal_the_oracles(gpu, latent, codebook):
     codes, _ = gpu.run(latent, codebook)
     assert disagreements(latent, codebook, codes) == []

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import threading
 
-import cases
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from mgvq_export.errors import BackendError, InputError
-from mgvq_export.ops import contract, cpu_kernel, function, ort_kernel, register_ort_kernels
+from mgvq_export.ops import cases, contract, cpu_kernel, function, ort_kernel, register_ort_kernels
 
 
 def one_node_model(groups, codes, dim, dtype=np.float32, *, opset=20, with_body=True):

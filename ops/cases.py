@@ -1,6 +1,10 @@
-"""Inputs on which every lowering of GroupedArgmin must agree with the oracle."""
+"""Inputs on which every lowering of GroupedArgmin must agree with the oracle: all sizes, ties, and values that are not finite.
+
+In the package and not with the tests, because a machine with a GPU checks its kernel with them too.
+"""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -9,6 +13,7 @@ _CASES: dict[str, Callable[[np.random.Generator], Case]] = {}
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """``rows`` [..., d] scaled to length 1; rows of zeros stay. float32."""
     length = np.linalg.norm(rows, axis=-1, keepdims=True)
     return (rows / np.where(length == 0, 1, length)).astype(np.float32)
 
@@ -16,6 +21,7 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 def random_case(
     rng: np.random.Generator, groups: int, codes: int, dim: int, *, batch: int = 1, height: int = 5, width: int = 7
 ) -> Case:
+    """Normal ``latent`` [batch, groups * dim, height, width] and unit rows ``codebook`` [groups, codes, dim], float32."""
     latent = rng.standard_normal((batch, groups * dim, height, width)).astype(np.float32)
     return latent, unit_rows(rng.standard_normal((groups, codes, dim)))
 
@@ -34,11 +40,18 @@ _SIZES = [  # G, K, d, B, h, w
     (1, 127, 32, 2, 3, 3),
     (5, 333, 17, 1, 2, 11),
     (32, 61, 32, 1, 3, 3),
+    (4, 1111, 8, 1, 5, 5),
+    (2, 300, 13, 1, 6, 6),
+    (1, 1500, 5, 2, 10, 11),
 ]
+
+
+def _of_size(size: tuple[int, ...], rng: np.random.Generator) -> Case:
+    return random_case(rng, *size[:3], batch=size[3], height=size[4], width=size[5])
+
+
 for _size in _SIZES:
-    _CASES["G{}-K{}-d{}-B{}-{}x{}".format(*_size)] = lambda rng, size=_size: random_case(
-        rng, *size[:3], batch=size[3], height=size[4], width=size[5]
-    )
+    _CASES["G{}-K{}-d{}-B{}-{}x{}".format(*_size)] = partial(_of_size, _size)
 
 
 def _case(function: Callable[[np.random.Generator], Case]) -> Callable[[np.random.Generator], Case]:
@@ -64,6 +77,21 @@ def _all_rows_equal(rng: np.random.Generator) -> Case:
     latent, codebook = random_case(rng, 2, 200, 8)
     codebook[:] = codebook[:, :1]
     return latent, codebook
+
+
+@_case
+def _first_row_again_at_the_end(rng: np.random.Generator) -> Case:
+    latent, codebook = random_case(rng, 2, 200, 4, height=8, width=9)
+    codebook[:, -1] = codebook[:, 0]
+    return latent, codebook
+
+
+@_case
+def _many_exact_ties(rng: np.random.Generator) -> Case:
+    """Rows of halves and whole latents: every score is exact in any order of summing."""
+    latent, _ = random_case(rng, 2, 1, 4, height=8, width=9)
+    signs = np.array(list(np.ndindex(2, 2, 2, 2)), np.float32) - 0.5
+    return np.round(latent), np.tile(signs, (2, 5, 1))
 
 
 @_case
@@ -154,5 +182,14 @@ def make(name: str) -> Case:
 
 
 def all_cases() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(name, latent, codebook) of every case."""
     for name in NAMES:
         yield name, *make(name)
+
+
+def cases_of_both_types() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(name, latent, codebook) of every case, with the latent as float32 and rounded to float16: for kernels that take both."""
+    for name, latent, codebook in all_cases():
+        for dtype in (np.float32, np.float16):
+            with np.errstate(over="ignore"):  # too large for float16: infinite, which is a case too
+                yield f"{name}-{np.dtype(dtype).name}", latent.astype(dtype), codebook

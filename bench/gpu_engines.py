@@ -1,0 +1,128 @@
+"""GPU acceptance, TensorRT section: engines built, compared with float32, timed with and without CUDA graphs, and embedded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import mgvq_export
+from mgvq_export.bench.gpu_bundle import run_graphs, shared_bundle, wall_times, waves
+from mgvq_export.bench.gpu_report import GpuOptions, Row, Size, pixels
+from mgvq_export.bundle import Bundle
+from mgvq_export.ops.trt_machine import find_machine
+from mgvq_export.parity.metrics import agreement, max_abs, psnr
+from mgvq_export.parity.tolerances import tolerance
+from mgvq_export.runtime.images import to_float
+from mgvq_export.runtime.tokenizer import Tokenizer
+from mgvq_export.runtime.trt_session import TensorRtOptions
+from mgvq_export.tokens import Tokens
+
+PRECISION = "fp16"
+EXAMPLE = Path(mgvq_export.__file__).with_name("examples") / "embed_trt.py"
+
+
+def tensorrt_section(options: GpuOptions) -> Iterator[Row]:
+    """Build / Compare with float32 / Tiled against untiled / Times / The embedding example."""
+    machine = find_machine()  # before anything takes long
+    yield Row("TensorRT and GPU", str(machine))
+    bundle = shared_bundle(options)
+    yield from _build(bundle, options)
+    bundle = Bundle.open(bundle.path)
+    images = {size: waves(size) for size in options.sizes}
+    yield from _against_single(bundle, images[options.small], options.small)
+    yield from _tiled_against_untiled(bundle, images[options.large], options)
+    yield from _times(bundle, images[options.large], options)
+    yield from _example(bundle, images[options.small], options)
+
+
+def open_tokenizer(bundle: Bundle, *, tile: Size | None = None, cuda_graphs: bool = True) -> Tokenizer:
+    """TensorRT, untiled unless ``tile`` is given."""
+    tiling = "off" if tile is None else "exact"
+    settings = TensorRtOptions(cuda_graphs=cuda_graphs)
+    return Tokenizer.open(bundle, backend="tensorrt", precision=PRECISION, tiling=tiling, tile=tile, tensorrt=settings)
+
+
+def _build(bundle: Bundle, options: GpuOptions) -> Iterator[Row]:
+    from mgvq_export.export.engine_options import BuildOptions
+    from mgvq_export.export.engines import build_engines
+
+    for tile in (None, options.tile):
+        start = time.perf_counter()
+        wanted = BuildOptions(precision=PRECISION, shapes=options.sizes, tile=tile)
+        for engine in build_engines(bundle, wanted):
+            size = engine.record["bytes"] / 1e6
+            note = {"note": f"{size:.0f} MB, {'kept' if engine.reused else 'built'}"}
+            yield Row(f"engine {engine.part}", engine.seconds, "s", facts=note)
+        again = all(engine.reused for engine in build_engines(bundle, wanted))
+        name = "untiled engines" if tile is None else f"engines for windows of {pixels(tile)}"
+        yield Row(f"{name}: used again", "yes" if again else "no", ok=again, facts={"seconds": time.perf_counter() - start})
+
+
+def _against_single(bundle: Bundle, image: np.ndarray, size: Size) -> Iterator[Row]:
+    reference = run_graphs(bundle, "fp32", "ort-cpu", to_float(image))
+    with open_tokenizer(bundle) as tokenizer:
+        tokens = tokenizer.encode(image)
+        same = Tokens.from_spec(bundle.spec, reference.codes[0], size, bundle.codebook_sha256)
+        decoded = tokenizer.decode(same)
+    name = f"engines {PRECISION} {pixels(size)} against fp32"
+    codes = tokens.codes[None].astype(np.int32)
+    yield Row.judged(f"{name}: equal codes", agreement(codes, reference.codes), tolerance("agreement", "fp16"))
+    quality = min(psnr(to_float(decoded), reference.pixels, peak=2.0), 200.0)
+    yield Row.judged(f"{name}: same codes decoded", quality, tolerance("psnr", "fp16"))
+
+
+def _tiled_against_untiled(bundle: Bundle, image: np.ndarray, options: GpuOptions) -> Iterator[Row]:
+    with open_tokenizer(bundle) as tokenizer:
+        tokens = tokenizer.encode(image)
+        decoded = tokenizer.decode(tokens)
+    with open_tokenizer(bundle, tile=options.tile) as tokenizer:
+        plan = str(tokenizer.encode_plan(*options.large))
+        tiled = tokenizer.encode(image)
+        tiled_pixels = tokenizer.decode(tokens)
+    name = f"tiled against untiled, {pixels(options.large)}"
+    # Kernels may differ between the two shapes, and with them the last bit: what float16 against float32 may, this may too.
+    row = Row.judged(f"{name}: equal codes", agreement(tiled.codes, tokens.codes), tolerance("agreement", "fp16"))
+    row.facts["note"] = plan
+    yield row
+    largest = max_abs(tiled_pixels.astype(np.float32), decoded.astype(np.float32))
+    yield Row.judged(f"{name}: pixels, largest difference", largest, tolerance("steps", "fp16"))
+
+
+def _times(bundle: Bundle, image: np.ndarray, options: GpuOptions) -> Iterator[Row]:
+    for tile in (None, options.tile):
+        for cuda_graphs in (True, False):
+            name = "untiled" if tile is None else f"windows of {pixels(tile)}"
+            name = f"{pixels(options.large)}, {name}, {'CUDA graphs' if cuda_graphs else 'no CUDA graphs'}"
+            with open_tokenizer(bundle, tile=tile, cuda_graphs=cuda_graphs) as tokenizer:
+                tokens = tokenizer.encode(image)
+                yield Row.timed(f"encode {name}", wall_times(partial(tokenizer.encode, image), options))
+                yield Row.timed(f"decode {name}", wall_times(partial(tokenizer.decode, tokens), options))
+
+
+def _example(bundle: Bundle, image: np.ndarray, options: GpuOptions) -> Iterator[Row]:
+    """The program of docs/embedding.md, which uses nothing of ours, gives the tokenizer's codes and pixels."""
+    engines = engine_folder(bundle)
+    source, target = options.folder / "image.npy", options.folder / "again.npz"
+    np.save(source, image)
+    command = [sys.executable, str(EXAMPLE), str(engines), str(source), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode != 0:
+        yield Row("embedding example", (done.stderr.strip().splitlines() or ["no reason given"])[-1], ok=False)
+        return
+    with open_tokenizer(bundle) as tokenizer:
+        tokens = tokenizer.encode(image)
+        decoded = tokenizer.decode(tokens)
+    with np.load(target) as found:
+        equal = bool((found["codes"] == tokens.codes).all() and (found["image"] == decoded).all())
+    yield Row("embedding example: codes and pixels of the tokenizer", "equal" if equal else "different", ok=equal)
+
+
+def engine_folder(bundle: Bundle) -> Path:
+    """The folder of the engines built last."""
+    return (bundle.path / bundle.engines[-1]["file"]).parent

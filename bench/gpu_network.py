@@ -1,0 +1,279 @@
+"""GPU acceptance, network sections: the PyTorch network in float16 against float32, and how fast PyTorch runs it. No TensorRT needed.
+
+Weights are synthetic and images are waves and noise: sizes and arithmetic are the released network's, so times are too; parity figures
+are about rounding alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mgvq_export.bench.gpu_report import GpuOptions, Row, Size, pixels
+from mgvq_export.errors import BackendError
+from mgvq_export.parity.metrics import agreement, psnr, relative_l2
+from mgvq_export.parity.tolerances import tolerance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mgvq_export.model.network import MGVQ
+
+_WARM_UP = 3
+
+
+def network_section(options: GpuOptions) -> Iterator[Row]:
+    """float32 on the device against the CPU, then float16 against float32: latents, codes, and pixels from the same codes."""
+    torch = _torch(options)
+    from mgvq_export.model.synthetic import synthetic_image, synthetic_network
+
+    network = synthetic_network(options.spec)
+    with torch.inference_mode(), _precision(tf32=False):
+        image = torch.from_numpy(synthetic_image(*options.check))
+        latent = network.latent(image)
+        codes = network.quantize.encode(latent)
+        pixels_cpu = network.decode(codes)
+        network = network.to(options.device)
+        found = network.latent(image.to(options.device))
+        name = f"fp32 {pixels(options.check)}, {options.device} against CPU"
+        yield Row.judged(f"{name}: latent rel. L2", relative_l2(_array(found), _array(latent)), tolerance("latent", "fp32"))
+        decoded = network.decode(codes.to(options.device))
+        largest = float((decoded.cpu() - pixels_cpu).abs().max())
+        yield Row.judged(f"{name}: same codes decoded, max abs", largest, tolerance("pixels", "fp32"))
+
+        half = _half(network)
+        for size in options.sizes:
+            yield from _half_against_single(network, half, synthetic_image(*size), size, options)
+
+
+def _half_against_single(network: MGVQ, half: MGVQ, image: np.ndarray, size: Size, options: GpuOptions) -> Iterator[Row]:
+    import torch
+
+    # One after the other, results to the host at once: the two together may not fit.
+    single = torch.from_numpy(image).to(options.device)
+    latent = network.latent(single)
+    codes = network.quantize.encode(latent)
+    decoded = _array(network.decode(codes).clamp(-1, 1))
+    reference = _array(latent)
+    del latent
+    _free(options)
+    low = single.half().contiguous(memory_format=torch.channels_last)
+    latent = half.latent(low)
+    found_codes = half.quantize.encode(latent)
+    decoded_half = _array(half.decode(codes).clamp(-1, 1))
+    name = f"fp16 {pixels(size)} against fp32"
+    yield Row.judged(f"{name}: latent rel. L2", relative_l2(_array(latent), reference), tolerance("latent", "fp16"))
+    share = agreement(_array(found_codes), _array(codes))
+    yield Row.judged(f"{name}: equal codes", share, tolerance("agreement", "fp16"))
+    # Values span 2, and an infinite PSNR (equal images) is no JSON number.
+    quality = min(psnr(decoded_half, decoded, peak=2.0), 200.0)
+    yield Row.judged(f"{name}: same codes decoded", quality, tolerance("psnr", "fp16"))
+    _free(options)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run the network in PyTorch."""
+
+    name: str
+    half: bool = False
+    tf32: bool = False
+    compiled: bool = False
+
+
+WAYS = (
+    Way("torch eager fp32, TF32 off"),
+    Way("torch eager fp32, TF32 on", tf32=True),
+    Way("torch eager fp16, channels last", half=True),
+    Way("torch.compile fp16, channels last", half=True, compiled=True),
+)
+
+
+def peers_section(options: GpuOptions) -> Iterator[Row]:
+    """What PyTorch takes for one image, uint8 in host memory to codes in host memory and back, and the share of the GPU's peak."""
+    torch = _torch(options)
+    from mgvq_export.model.synthetic import synthetic_image, synthetic_network
+
+    peak = {half: _ceiling(options, half) for half in (False, True)}
+    for half, rate in peak.items():
+        kind = "fp16" if half else "fp32, TF32 off"
+        yield Row(f"matrix product of {options.ceiling} squared, {kind}", rate / 1e12, "TFLOP/s")
+    work = count_work(options.spec, options.large)
+    for verb, flop in work.items():
+        yield Row(f"{verb} {pixels(options.large)}: work", flop / 1e12, "TFLOP")
+    values = synthetic_image(*options.large)[0].transpose(1, 2, 0)
+    image = _pinned(torch.from_numpy(np.round((values + 1) * 127.5).astype(np.uint8)), options)
+    network = synthetic_network(options.spec)
+    for way in WAYS:
+        try:
+            with torch.inference_mode(), _precision(tf32=way.tf32):
+                yield from _way_rows(way, network, image, work, peak[way.half], options)
+        except torch.OutOfMemoryError as error:
+            yield Row(f"{way.name}", "out of memory", facts={"note": str(error).splitlines()[0]})
+        _free(options)
+
+
+def _way_rows(way: Way, network: MGVQ, image: Tensor, work: dict[str, int], peak: float, options: GpuOptions) -> Iterator[Row]:
+    import torch
+
+    placed = (_half(network) if way.half else copy.deepcopy(network)).to(options.device)
+    runner = _Runner(placed, way, image, options)
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    for verb, action in (("encode", runner.encode), ("decode", runner.decode)):
+        times = timed(action, options)
+        name = f"{way.name}: {verb} {pixels(options.large)}"
+        share = work[verb] / (np.median(times) / 1e3) / peak
+        note = {"note": f"{share:.0%} of the matrix product's rate"}
+        yield Row.timed(name, times, share_of_ceiling=float(share), **note)
+    if options.device == "cuda":
+        yield Row(f"{way.name}: peak memory of PyTorch", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+    if way.compiled:
+        yield Row(f"{way.name}: compilation and all runs", time.perf_counter() - start, "s")
+
+
+class _Runner:
+    """A network on the device, with host buffers for what goes in and comes out."""
+
+    def __init__(self, network: MGVQ, way: Way, image: Tensor, options: GpuOptions):
+        import torch
+
+        self._network, self._image, self._options = network, image, options
+        self._dtype = torch.float16 if way.half else torch.float32
+        self._format = torch.channels_last if way.half else torch.contiguous_format
+        self._latent: Callable[[Tensor], Tensor] = network.latent
+        self._reconstruct: Callable[[Tensor], Tensor] = network.reconstruct
+        if way.compiled:
+            self._latent = torch.compile(self._latent, backend=options.compiler, dynamic=False)
+            self._reconstruct = torch.compile(self._reconstruct, backend=options.compiler, dynamic=False)
+        height, width = (side // network.spec.downsample for side in options.large)
+        self._codes = _pinned(torch.zeros((1, network.spec.groups, height, width), dtype=torch.int32), options)
+        self._pixels = _pinned(torch.zeros_like(image), options)
+
+    def encode(self) -> None:
+        pixels = self._image.to(self._options.device, non_blocking=True)[None].permute(0, 3, 1, 2).float()
+        image = ((pixels / 255 - 0.5) * 2).to(self._dtype).contiguous(memory_format=self._format)
+        self._codes.copy_(self._network.quantize.encode(self._latent(image)), non_blocking=True)
+
+    def decode(self) -> None:
+        quantized = self._network.quantize.decode(self._codes.to(self._options.device, non_blocking=True))
+        image = self._reconstruct(quantized.contiguous(memory_format=self._format))[0].float()
+        pixels = (image * 127.5 + 127.5).clamp(0, 255).round().to(dtype=self._pixels.dtype)
+        self._pixels.copy_(pixels.permute(1, 2, 0), non_blocking=True)
+
+
+def timed(action: Callable[[], object], options: GpuOptions) -> list[float]:
+    """Milliseconds of each of ``options.repeats`` runs after a warm-up: CUDA events on a GPU, wall-clock time in a rehearsal."""
+    import torch
+
+    for _ in range(_WARM_UP if options.device == "cuda" else 1):
+        action()
+    times = []
+    for _ in range(options.repeats):
+        if options.device != "cuda":
+            begun = time.perf_counter()
+            action()
+            times.append((time.perf_counter() - begun) * 1e3)
+            continue
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        action()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return times
+
+
+def count_work(spec: Any, size: Size) -> dict[str, int]:
+    """Floating-point operations of encoding and decoding one image of ``size``: convolutions and matrix products, 2 per multiply-add."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from mgvq_export.model.network import MGVQ
+
+    f = spec.downsample
+    with torch.device("meta"), torch.inference_mode():
+        network = MGVQ(spec)
+        inputs = torch.empty((1, 3, *size)), torch.empty((1, spec.latent_channels, size[0] // f, size[1] // f))
+        counted = {}
+        for verb, part, value in zip(("encode", "decode"), (network.latent, network.reconstruct), inputs, strict=True):
+            with FlopCounterMode(display=False) as counter:
+                part(value)
+            counted[verb] = int(counter.get_total_flops())
+    return counted
+
+
+def _ceiling(options: GpuOptions, half: bool) -> float:
+    """Operations per second of a large square matrix product on random values: what the GPU can do, not what its data sheet says."""
+    import torch
+
+    dtype = torch.float16 if half and options.device == "cuda" else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn((options.ceiling, options.ceiling), generator=generator).to(options.device, dtype) for _ in range(2))
+    with torch.inference_mode(), _precision(tf32=False):
+        times = timed(lambda: a @ b, options)
+    return 2 * options.ceiling**3 / (float(np.median(times)) / 1e3)
+
+
+@contextlib.contextmanager
+def _precision(*, tf32: bool) -> Iterator[None]:
+    """TF32 in convolutions and matrix products on or off, and cuDNN trying its algorithms, inside the body."""
+    import torch
+
+    flags = (
+        (torch.backends.cudnn, "allow_tf32"),
+        (torch.backends.cuda.matmul, "allow_tf32"),
+        (torch.backends.cudnn, "benchmark"),
+    )
+    before = [getattr(owner, name) for owner, name in flags]
+    try:
+        for (owner, name), value in zip(flags, (tf32, tf32, True), strict=True):
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name), value in zip(flags, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _torch(options: GpuOptions) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise BackendError(f"needs PyTorch ({error}): pip install torch") from None
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            f"PyTorch {torch.__version__} finds no GPU; install the build for this machine's CUDA from pytorch.org"
+        )
+    return torch
+
+
+def _half(network: MGVQ) -> MGVQ:
+    """A float16 copy, channels last in memory."""
+    import torch
+
+    copied: Any = copy.deepcopy(network).half()
+    return copied.to(memory_format=torch.channels_last)
+
+
+def _pinned(tensor: Tensor, options: GpuOptions) -> Tensor:
+    return tensor.pin_memory() if options.device == "cuda" else tensor
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+
+
+def _free(options: GpuOptions) -> None:
+    gc.collect()
+    if options.device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
