@@ -18,6 +18,13 @@ from mgvq_export.terminal import echo_json, echo_table, progress_bar
     click.option("--checkpoint", help="What the bundle was exported from. [default: the file it was exported from]"),
     click.option("--only", multiple=True, metavar="QUESTION", help="Ask this question only; may be repeated."),
     click.option("--bisect", is_flag=True, help="Also say at which nodes of the graphs differences arise."),
+    click.option(
+        "--report",
+        "reports",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="Write a report: .html (one page with pictures and charts), .md or .json; may be repeated.",
+    ),
 )
 def verify(bundle: Path, images: tuple[Path, ...], bisect: bool, as_json: bool, debug: bool, **options: Any) -> None:
     """Check that BUNDLE computes what its network computes, on IMAGES or on three sample photos.
@@ -25,11 +32,12 @@ def verify(bundle: Path, images: tuple[Path, ...], bisect: bool, as_json: bool, 
     \b
     Questions: network, precision, backend, quantizer, decoder, graphs, batch, tiling, round-trip.
     mgvq-export verify bundle --only network --only tiling photo.jpg
+    mgvq-export verify bundle --report report.html
     """
     from mgvq_export.parity.verify import find_origins
     from mgvq_export.parity.verify import verify as verify_bundle
 
-    with progress_bar("verify", 9) as update:
+    with progress_bar("verify", 14 if options["reports"] else 9) as update:
         report = verify_bundle(bundle, images, progress=update, **options)
     origins = find_origins(bundle, images, checkpoint=options["checkpoint"]) if bisect else None
     if as_json:

@@ -91,7 +91,7 @@ class Subject:
 
     def size(self, image: str) -> tuple[int, int]:
         """Height and width of an image by its name, before padding."""
-        return self.sizes.get(image) or self.images[image].shape[:2]  # type: ignore[return-value]
+        return self.sizes.get(image) or self.images[image].shape[:2]
 
     def some_images(self, precision: str) -> list[str]:
         """Names of the images to take where one is as good as another: all for the reference precision, the first for others."""

@@ -15,6 +15,8 @@ from mgvq_export.errors import InputError
 from mgvq_export.files import PathLike
 from mgvq_export.parity import network as torch_network
 from mgvq_export.parity.bisect import Bisection, bisect
+from mgvq_export.parity.gather import gather
+from mgvq_export.parity.output import open_reports
 from mgvq_export.parity.questions import QUESTIONS, ask_network
 from mgvq_export.parity.report import ParityReport
 from mgvq_export.parity.subject import SAMPLE_SIDE, Images, Subject
@@ -35,6 +37,7 @@ def verify(
     checkpoint: PathLike | None = None,
     only: Sequence[str] = (),
     progress: Callable[[str, int], None] = lambda question, done: None,
+    reports: Sequence[PathLike] = (),
 ) -> ParityReport:
     """Ask every question, or those named in ``only`` (:data:`QUESTIONS`), of ``bundle`` on ``images`` (three sample photos if none).
 
@@ -42,13 +45,15 @@ def verify(
         backend: as in ``Tokenizer.open``. One other than ``ort-cpu`` is also held against ``ort-cpu``.
         checkpoint: what the bundle was exported from, when it is no longer where it was; questions that need the PyTorch
             network are skipped, with the reason, when there is none.
-        progress: called with each question and the number of those done before it.
+        progress: called with each question, then each section of the reports, and the number of those done before it.
+        reports: files to write what was found to, ``.html`` (one page with pictures and charts), ``.md`` or ``.json``; failed
+            checks are written too. They take a few runs more.
 
     Returns:
         The report; :meth:`ParityReport.raise_if_failed` turns a difference into an error.
 
     Raises:
-        InputError: an unknown question, or an image that cannot be read.
+        InputError: an unknown question, an image that cannot be read, or a report that cannot be written.
         BundleError, BackendError, CheckpointError: as ``Tokenizer.open`` and ``load_checkpoint`` raise them.
     """
     unknown = [name for name in only if name not in QUESTIONS]
@@ -58,32 +63,40 @@ def verify(
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle)
     paths = [Path(path) for path in images] or sorted(SAMPLES.glob("*.jpg"))
-    names = [path.name for path in paths]
-    labels = [path.name if names.count(path.name) == 1 else str(path) for path in paths]
-    pictures = {
-        label: pad_to_multiple(read_image(path), bundle.spec.downsample)[0] for label, path in zip(labels, paths, strict=True)
-    }
     asked = [name for name in QUESTIONS if not only or name in only]
-    network, why = None, ""
-    if {"network", "decoder"} & set(asked) or "fp32" not in bundle.precisions:
-        network, why = torch_network.find_network(bundle, None if checkpoint is None else str(checkpoint))
-    subject = Subject(bundle, pictures, "", network, why)
-    with contextlib.closing(subject):
+    with contextlib.ExitStack() as stack:
+        write = stack.enter_context(open_reports(reports)) if reports else None
+        subject = stack.enter_context(contextlib.closing(_subject(bundle, paths, asked, checkpoint)))
         with Tokenizer.open(bundle, backend=backend) as tokenizer:
             subject.backend = tokenizer.backend
         report = ParityReport()
         for done, name in enumerate(asked):
             progress(name, done)
             report.extend(QUESTIONS[name](subject))
-    report.facts = {
-        "bundle": str(bundle.path),
-        "model": bundle.spec.name,
-        "backend": subject.backend,
-        "precisions": list(bundle.precisions),
-        "images": {name: list(image.shape[:2]) for name, image in pictures.items()},
-        "seconds": round(time.perf_counter() - start, 2),
-    }
+        report.facts = {
+            "bundle": str(bundle.path),
+            "model": bundle.spec.name,
+            "backend": subject.backend,
+            "precisions": list(bundle.precisions),
+            "images": {name: list(image.shape[:2]) for name, image in subject.images.items()},
+            "seconds": round(time.perf_counter() - start, 2),
+        }
+        if write is not None:
+            write(gather(subject, report, lambda section, done: progress(f"report: {section}", len(asked) + done)))
     return report
+
+
+def _subject(bundle: Bundle, paths: Sequence[Path], asked: Sequence[str], checkpoint: PathLike | None) -> Subject:
+    """The images read and padded, and the network where a question needs it; the backend is not known yet."""
+    names = [path.name for path in paths]
+    labels = [path.name if names.count(path.name) == 1 else str(path) for path in paths]
+    pictures, sizes = {}, {}
+    for label, path in zip(labels, paths, strict=True):
+        pictures[label], sizes[label] = pad_to_multiple(read_image(path), bundle.spec.downsample)
+    network, why = None, ""
+    if {"network", "decoder"} & set(asked) or "fp32" not in bundle.precisions:
+        network, why = torch_network.find_network(bundle, None if checkpoint is None else str(checkpoint))
+    return Subject(bundle, pictures, "", network, why, sizes)
 
 
 def find_origins(bundle: PathLike | Bundle, images: Sequence[PathLike] = (), *, checkpoint: PathLike | None = None) -> Bisection:

@@ -1,0 +1,67 @@
+"""A report's evidence, gathered once from the tiny bundle: for the tests of its content and of its page in a browser."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mgvq_export.bundle import Bundle
+from mgvq_export.parity.evidence import Evidence
+from mgvq_export.parity.gather import gather
+from mgvq_export.parity.report import CheckResult, ParityReport
+from mgvq_export.parity.subject import Subject
+from mgvq_export.parity.tolerances import tolerance
+from mgvq_export.runtime.images import pad_to_multiple
+
+#: Names as a folder may hold them: markup, what Markdown and matplotlib take for more than text, bytes that are no text.
+HOSTILE = ("<img src=x onerror=alert(1)>.png", "_a|b`$x_{y$ & \"q'.png", "new\nline\x07.png", os.fsdecode(b"\xff\xfe.png"))
+
+
+def waves(height: int, width: int) -> np.ndarray:
+    """An image uint8 [height, width, 3] with structure and noise."""
+    rng = np.random.default_rng(height)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    image = np.stack([np.sin(x / (5 + c)) * np.cos(y / (7 - c)) for c in range(3)], axis=-1)
+    return np.clip(127 + 90 * image + 20 * rng.standard_normal(image.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def report_subject(tiny_bundle: Bundle):
+    """Four images of hostile names: one large enough for windows, and of a size that f does not divide."""
+    images, sizes = {}, {}
+    for index, name in enumerate(HOSTILE):
+        images[name], sizes[name] = pad_to_multiple(waves(*((203, 301) if not index else (64 + index, 90))), 16)
+    subject = Subject(tiny_bundle, images, "ort-cpu", sizes=sizes)
+    yield subject
+    subject.close()
+
+
+@pytest.fixture(scope="session")
+def evidence(report_subject: Subject) -> Evidence:
+    checks = [
+        CheckResult.judged("network/latent", "Is <b>it</b> & so?", 3e-7, tolerance("latent", "fp32"), f"worst: {HOSTILE[0]}"),
+        CheckResult.judged("network/pixels", "Are the pixels?", 0.5, tolerance("pixels", "fp32"), f"worst: {HOSTILE[1]}"),
+        CheckResult("round-trip", "How many codes stay?", "reported", float("nan"), None, "not finite"),
+        CheckResult.skipped("backend", "Does the backend agree?", "there is no other"),
+    ]
+    facts = {
+        "model": "tiny",
+        "bundle": "a/<b>",
+        "backend": "ort-cpu",
+        "images": {name: [80, 96] for name in HOSTILE},
+        "seconds": 1.5,
+    }
+    return gather(report_subject, ParityReport(checks, facts))
+
+
+@pytest.fixture(scope="session")
+def page(evidence: Evidence, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The evidence as a page on disk."""
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    from mgvq_export.parity.output import render
+
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render(evidence, ".html"), encoding="utf-8")
+    return path
