@@ -60,8 +60,14 @@ class OrtSession:
 
             register_ort_kernels(options)
         try:
+            # TF32, which CUDA convolutions use unless told otherwise, moves float32 codes between near-equal rows.
+            settings = {"use_tf32": "0"} if backend == "ort-cuda" else {}
             self._session = ort.InferenceSession(
-                str(path), options, providers=[provider], disabled_optimizers=ORT_DISABLED_OPTIMIZERS
+                str(path),
+                options,
+                providers=[provider],
+                provider_options=[settings],
+                disabled_optimizers=ORT_DISABLED_OPTIMIZERS,
             )
         except Exception as error:
             raise BackendError(f"{backend} cannot load {path.name}: {' '.join(str(error).split())[:300]}") from error
