@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import mgvq_export
 from mgvq_export.bundle import WEIGHTS
+from mgvq_export.errors import InputError
 from mgvq_export.export import eight_bit
 from mgvq_export.precision import NodePlan, PrecisionPlan
 
@@ -143,7 +144,10 @@ class GraphBuilder:
         plan = self._plan(op, inputs, name, attributes)
         if plan is not None and plan.quantized:
             runs_in = self.dtype
-            read = self._read_quantized(plan, inputs, name)
+            try:
+                read = self._read_quantized(plan, inputs, name)
+            except InputError as error:  # a scale that does not fit
+                raise InputError(f"node {name}: {error}") from None
         else:
             runs_in = self.dtype if plan is None else ONNX_TYPE[plan.precision]
             read = [self._read(value, runs_in) for value in inputs]
