@@ -1,23 +1,24 @@
 """The quantizer's lowerings on the CPU beside other ways to find the nearest code, in one run.
 
-    python -m mgvq_export.bench.quantizer [--size NAME]... [--way NAME]... [--repeat 5] [--all] [--json FILE]
+    python -m mgvq_export.bench.quantizer [--size NAME]... [--way NAME]... [--repeat 5] [--all] [-o FILE]
 
 Every way runs in a process of its own on the same seeded latents, so that its peak memory is its own. The ways are then timed in
 turns (one call of each, over and over); a way whose package is missing is listed as missing. Peers search the same unit rows:
-for unit vectors the nearest row is the one with the largest inner product.
+for unit vectors the nearest row is the one with the largest inner product. ``mgvq-export bench compare`` compares two such files.
 """
 
 import argparse
-import json
-import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mgvq_export.bench.processes import Contestant, measure
+from mgvq_export.bench.record import Entry, Results
+from mgvq_export.bench.timing import Laps, paired_ratio
 
 #: name -> (G, K, d, h, w): the latents of one 2560x1440 image.
 SIZES = {"f16 G8": (8, 2048, 4, 90, 160), "f8 G4": (4, 8192, 8, 180, 320)}
@@ -123,76 +124,66 @@ WAYS: dict[str, Way] = {
 SLOW = {"torch full sort"}  # only with --all
 
 
-def _peak_mib(*, forget: bool = False) -> float:
-    """The process's peak resident memory; with ``forget``, of its present one, from which the peak then counts anew (Linux)."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage: its peak begins with the parent's, which a child inherits, and cannot be reset.
-        if forget:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        return int(status.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) / 2**10
-    import resource
+class SearchJob:
+    """One search for the codes of all latents, by one of :data:`WAYS`."""
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    def __init__(self, way: str, size: tuple[int, int, int, int, int]):
+        self._way, (self._latent, self._codebook) = WAYS[way], make_inputs(size)
+        self._codes = np.empty(0, np.int32)
 
+    def warm_up(self) -> None:
+        # A corner of the latents: imports, compilation and thread pools are not the run's memory.
+        self._way(np.ascontiguousarray(self._latent[:, :, :1, :8]), self._codebook)()
+        self._search = self._way(self._latent, self._codebook)
 
-def _serve(way: str, size: tuple[int, int, int, int, int], pipe: Any) -> None:
-    """A child's life: build, run once on a corner of the latents, report; then one timed call per request, until told to stop."""
-    latent, codebook = make_inputs(size)
-    try:
-        WAYS[way](
-            np.ascontiguousarray(latent[:, :, :1, :8]), codebook
-        )()  # imports, compilation, thread pools: not the run's memory
-        call = WAYS[way](latent, codebook)
-    except ImportError as error:
-        pipe.send({"missing": error.name or str(error)})
-        return
-    before = _peak_mib(forget=True)
-    codes = call()
-    pipe.send({"added_mib": _peak_mib() - before, "codes": codes})
-    while pipe.recv() == "run":
-        start = time.perf_counter()
-        call()
-        pipe.send(time.perf_counter() - start)
+    def run(self) -> dict[str, float]:
+        laps = Laps(time.perf_counter)
+        self._codes = self._search()
+        laps.lap("search")
+        return laps.seconds
+
+    def outcome(self) -> dict[str, Any]:
+        return {"codes": self._codes}
 
 
-def measure(size_name: str, ways: list[str], repeat: int) -> list[dict[str, Any]]:
-    """One row per way: ``way``, and ``missing``, or ``ms`` (median), ``ms_min``, ``ms_max``, ``added_mib`` and ``differ``.
+def measure_ways(size_name: str, ways: list[str], repeat: int) -> list[Entry]:
+    """One entry per way, in the group ``size_name``.
 
-    ``added_mib`` is how far the first full call raises the process's peak memory; ``differ`` is how many codes are not the
-    fused kernel's, with ``margin`` the largest of :func:`~mgvq_export.ops.contract.near_tie_margins` (0 when none differ).
+    Its facts: ``differ``, how many codes are not the fused kernel's, with ``margin`` the largest of
+    :func:`~mgvq_export.ops.contract.near_tie_margins` (0 when none differ).
     """
     from mgvq_export.ops.contract import near_tie_margins
     from mgvq_export.ops.cpu_kernel import grouped_argmin
 
-    latent, codebook = make_inputs(SIZES[size_name])
+    size = SIZES[size_name]
+    found = measure([Contestant(way, SearchJob, (way, size), optional=True) for way in ways], repeat)
+    latent, codebook = make_inputs(size)
     wanted = grouped_argmin(latent, codebook)
-    context = multiprocessing.get_context("spawn")
-    rows, running = [], {}
-    for way in ways:
-        pipe, other = context.Pipe()
-        child = context.Process(target=_serve, args=(way, SIZES[size_name], other), daemon=True)
-        child.start()
-        other.close()
-        first = pipe.recv()
-        row: dict[str, Any] = {"way": way}
-        rows.append(row)
-        if "missing" in first:
-            row["missing"] = first["missing"]
+    entries = []
+    for way, measured in found.items():
+        facts = {}
+        if measured.outcome:
+            margins = near_tie_margins(latent, codebook, wanted, measured.outcome["codes"])
+            facts = {"codes": wanted.size, "differ": len(margins), "margin": float(margins.max(initial=0))}
+        entries.append(Entry.of(way, size_name, measured, facts))
+    return entries
+
+
+def print_entries(size_name: str, entries: list[Entry]) -> None:
+    """The entries of one size as a table; ratios are to the first that was measured."""
+    groups, codes, dim, height, width = SIZES[size_name]
+    print(f"\n{size_name}: {height * width:,} positions, {groups} groups of {codes} codes, d = {dim}")
+    print(f"{'':32}{'p50 ms':>9}{'min':>9}{'max':>9}  {'time / first':22}{'added MiB':>9}  codes that differ (largest margin)")
+    first = next((entry for entry in entries if not entry.skipped), None)
+    for entry in entries:
+        if entry.skipped or first is None:
+            print(f"{entry.name:32}  not measured: {entry.skipped}")
             continue
-        margins = near_tie_margins(latent, codebook, wanted, first["codes"])
-        row |= {"added_mib": first["added_mib"], "differ": len(margins), "margin": float(margins.max(initial=0)), "times": []}
-        running[way] = (row, pipe, child)
-    for _ in range(repeat):
-        for row, pipe, _child in running.values():
-            pipe.send("run")
-            row["times"].append(pipe.recv())
-    for row, pipe, child in running.values():
-        pipe.send("stop")
-        child.join()
-        times = [1000 * seconds for seconds in row.pop("times")]
-        row |= {"ms": statistics.median(times), "ms_min": min(times), "ms_max": max(times)}
-    return rows
+        times = [1000 * seconds for seconds in entry.seconds("search")]
+        ratio = paired_ratio(entry.seconds("search"), first.seconds("search"))
+        added = (entry.memory["peak_bytes"] - entry.memory["base_bytes"]) / 2**20
+        figures = f"{statistics.median(times):>9.1f}{min(times):>9.1f}{max(times):>9.1f}  {ratio!s:22}{added:>9.1f}"
+        print(f"{entry.name:32}{figures}  {entry.facts['differ']} ({entry.facts['margin']:.1e})", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -201,24 +192,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", choices=SIZES, action="append", help="one of the sizes (default: all)")
     parser.add_argument("--way", choices=WAYS, action="append", help="one of the ways (default: all but the full sort)")
     parser.add_argument("--all", action="store_true", help="the full sort too, which takes many seconds a call")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("-o", "--output", type=Path, help="write all samples here, as JSON")
     options = parser.parse_args(arguments)
     ways = options.way or [way for way in WAYS if options.all or way not in SLOW]
-    results = {}
+    results = Results("quantizer", [], {"repeat": options.repeat})
     for name in options.size or SIZES:
-        groups, codes, dim, height, width = SIZES[name]
-        rows = results[name] = measure(name, ways, max(1, options.repeat))
-        print(f"\n{name}: {height * width:,} positions, {groups} groups of {codes} codes, d = {dim}")
-        print(f"{'':32}{'median ms':>10}{'min':>9}{'max':>9}{'x first':>9}{'added MiB':>11}  codes that differ (largest margin)")
-        for row in rows:
-            if "missing" in row:
-                print(f"{row['way']:32}  not measured: package {row['missing']} is not installed")
-                continue
-            ratio = row["ms"] / rows[0]["ms"] if "ms" in rows[0] else float("nan")
-            times = f"{row['ms']:>10.1f}{row['ms_min']:>9.1f}{row['ms_max']:>9.1f}{ratio:>9.1f}"
-            print(f"{row['way']:32}{times}{row['added_mib']:>11.1f}  {row['differ']} ({row['margin']:.1e})", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        entries = measure_ways(name, ways, max(1, options.repeat))
+        results.entries += entries
+        print_entries(name, entries)
+    if options.output:
+        results.save(options.output)
 
 
 if __name__ == "__main__":

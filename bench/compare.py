@@ -1,0 +1,199 @@
+"""``mgvq-export bench compare``: two results of the same bench, what became slower or larger beyond the noise."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+from mgvq_export.bench.record import CEILING, Entry, Results
+from mgvq_export.bench.timing import Ratio, unpaired_ratio
+from mgvq_export.errors import CheckFailed, InputError
+from mgvq_export.files import PathLike
+
+SLOWER, FASTER, SAME = "SLOWER", "faster", "same"
+LARGER, SMALLER = "LARGER", "smaller"
+
+THRESHOLD = 0.1
+
+_PEAK = "peak memory"
+_FILES = ("read", "save", "load", "write")  # they hang on the disk; what they add up to is judged with the rest
+_FEWEST_ROUNDS = 5  # of fewer an interval says nothing
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure of a contestant in both results.
+
+    Attributes:
+        group, name: the contestant.
+        stage: what was timed, ``file to file`` for all of them together, or ``peak memory``.
+        before, after: medians in seconds, or bytes.
+        ratio: after / before; for memory without a spread.
+        verdict: what became of it.
+        judged: whether it counts; parts of stages, files alone and the matrix product are shown only.
+    """
+
+    group: str
+    name: str
+    stage: str
+    before: float
+    after: float
+    ratio: Ratio
+    verdict: str
+    judged: bool = True
+
+    @property
+    def regressed(self) -> bool:
+        return self.judged and self.verdict in (SLOWER, LARGER)
+
+
+@dataclass
+class Comparison:
+    """All changes, and contestants that only one of the two has."""
+
+    changes: list[Change]
+    unmatched: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def table(self) -> tuple[tuple[str, ...], list[list[str]]]:
+        """Columns and rows of text."""
+        rows = [
+            [
+                f"{change.name}, {change.group}",
+                change.stage,
+                _figure(change, change.before),
+                _figure(change, change.after),
+                f"{change.ratio.value:.2f}" if change.stage == _PEAK else str(change.ratio),
+                change.verdict if change.judged else f"({change.verdict.lower()})",
+            ]
+            for change in self.changes
+        ]
+        return ("", "", "before", "after", "after / before (95 %)", ""), rows
+
+    def remarks(self) -> list[str]:
+        """What differs between the two results, which contestants only one of them has, and how many figures changed."""
+        judged = [change for change in self.changes if change.judged]
+        worse = sum(change.regressed for change in judged)
+        better = sum(change.verdict in (FASTER, SMALLER) for change in judged)
+        only = [f"only one of the two has: {', '.join(self.unmatched)}"] if self.unmatched else []
+        return [*self.warnings, *only, f"{worse} worse, {better} better, {len(judged) - worse - better} the same"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        changes = [
+            {
+                "group": change.group,
+                "name": change.name,
+                "stage": change.stage,
+                "before": change.before,
+                "after": change.after,
+                "ratio": change.ratio.value,
+                "interval": [change.ratio.low, change.ratio.high],
+                "verdict": change.verdict.lower(),
+                "judged": change.judged,
+            }
+            for change in self.changes
+        ]
+        return {"changes": changes, "unmatched": self.unmatched, "warnings": self.warnings}
+
+    def raise_if_regressed(self) -> None:
+        """Raise :class:`CheckFailed`, naming every regression, if there is any."""
+        found = [change for change in self.changes if change.regressed]
+        if found:
+            named = "; ".join(f"{change.name}, {change.group}: {change.stage} x {change.ratio.value:.2f}" for change in found)
+            raise CheckFailed(f"{len(found)} of {sum(change.judged for change in self.changes)} figures became worse: {named}")
+
+
+def compare_files(before: PathLike, after: PathLike, *, threshold: float = THRESHOLD, force: bool = False) -> Comparison:
+    """:func:`compare` of two files that ``mgvq-export bench`` wrote. Raises also as :meth:`Results.load`."""
+    return compare(Results.load(before), Results.load(after), threshold=threshold, force=force)
+
+
+def compare(before: Results, after: Results, *, threshold: float = THRESHOLD, force: bool = False) -> Comparison:
+    """What changed from ``before`` to ``after``.
+
+    A time is a regression when its median grew by more than ``threshold`` (0.1: by a tenth) and the whole 95 % interval of the
+    ratio lies above 1; memory when it grew by more than ``threshold``. Judged are encoding, decoding, the way from file to file
+    and the peak memory. The interval knows the noise within each run, not what differs between the runs; the line of the
+    matrix product shows how much the machine itself changed.
+
+    Args:
+        force: compare results of different machines, bundles or settings too; what differs becomes a warning.
+
+    Raises:
+        InputError: the results cannot be compared, have nothing in common, or too few rounds to tell a change from noise.
+    """
+    if threshold < 0:
+        raise InputError(f"threshold is {threshold}; wanted at least 0, such as 0.1 for a tenth")
+    for results in (before, after):
+        rounds = max((entry.rounds for entry in results.entries), default=0)
+        if rounds < _FEWEST_ROUNDS:
+            raise InputError(
+                f"results of {rounds} rounds cannot tell a change from noise; wanted at least {_FEWEST_ROUNDS}: bench with --repeat"
+            )
+    different = _differences(before, after)
+    if different and not force:
+        raise InputError(f"the two results cannot be compared: {'; '.join(different)}; add --force to do it all the same")
+    old, new = ({(entry.group, entry.name): entry for entry in results.entries if entry.samples} for results in (before, after))
+    changes: list[Change] = []
+    for key in old:
+        if key in new:
+            changes += _changes(old[key], new[key], threshold)
+    if not changes:
+        raise InputError(
+            "the two results have no contestant in common; give two of the same bench, with the same sizes and backends"
+        )
+    only = [f"{name}, {group}" for group, name in (*old, *new) if ((group, name) in old) != ((group, name) in new)]
+    return Comparison(changes, only, different)
+
+
+def _differences(before: Results, after: Results) -> list[str]:
+    found = [] if before.kind == after.kind else [f"one is of {before.kind}, the other of {after.kind}"]
+    for name in sorted({*before.machine, *after.machine}):
+        a, b = before.machine.get(name), after.machine.get(name)
+        if a != b:
+            found.append(f"the machines differ in {name} ({a} and {b})")
+    identity = (
+        "model",
+        "checkpoint_sha256",
+        "codebook_sha256",
+    )  # not the graphs: a new export of one network is what one compares
+    bundles = [results.bundle or {} for results in (before, after)]
+    for name in identity:
+        a, b = (str(bundle.get(name))[:12] for bundle in bundles)
+        if a != b:
+            found.append(f"the bundles differ in {name} ({a} and {b})")
+    for name in ("threads", "tile", "memory_limit", "image"):
+        a, b = before.settings.get(name), after.settings.get(name)
+        if (list(a) if isinstance(a, tuple) else a) != (list(b) if isinstance(b, tuple) else b):
+            found.append(f"the settings differ in {name} ({a} and {b})")
+    return found
+
+
+def _changes(old: Entry, new: Entry, threshold: float) -> list[Change]:
+    found = []
+    for stage in (stage for stage in old.samples if stage in new.samples):
+        judged = "/" not in stage and stage not in _FILES and old.name != CEILING
+        found.append(_time(old, new, stage, old.seconds(stage), new.seconds(stage), threshold, judged))
+    if old.has(*_FILES) and new.has(*_FILES):
+        found.append(_time(old, new, "file to file", old.seconds(), new.seconds(), threshold, True))
+    if old.memory and new.memory and old.name != CEILING:
+        a, b = old.memory["peak_bytes"], new.memory["peak_bytes"]
+        verdict = LARGER if b / a > 1 + threshold else SMALLER if b / a < 1 / (1 + threshold) else SAME
+        found.append(Change(old.group, old.name, _PEAK, a, b, Ratio(b / a, b / a, b / a), verdict))
+    return found
+
+
+def _time(old: Entry, new: Entry, stage: str, before: list[float], after: list[float], threshold: float, judged: bool) -> Change:
+    ratio = unpaired_ratio(after, before)
+    verdict = SAME
+    if ratio.value > 1 + threshold and ratio.low > 1:
+        verdict = SLOWER
+    elif ratio.value < 1 / (1 + threshold) and ratio.high < 1:
+        verdict = FASTER
+    return Change(old.group, old.name, stage, statistics.median(before), statistics.median(after), ratio, verdict, judged)
+
+
+def _figure(change: Change, value: float) -> str:
+    return f"{value / 2**20:.0f} MiB" if change.stage == _PEAK else f"{1000 * value:.2f} ms"

@@ -1,0 +1,282 @@
+"""``mgvq-export bench``: a bundle's tokenizers and their peers, in turns; stages, files, memory and operations."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgvq_export.bench.flops import graph_flops
+from mgvq_export.bench.peers import CeilingJob, PeerOptions, build_peer, check_peers
+from mgvq_export.bench.processes import Contestant, measure, reason
+from mgvq_export.bench.record import CEILING, Entry, Results, describe_bundle
+from mgvq_export.bench.stages import TimedSessions, overhead
+from mgvq_export.bench.timing import Laps
+from mgvq_export.bundle import Bundle
+from mgvq_export.errors import InputError
+from mgvq_export.files import PathLike
+from mgvq_export.parity.verify import SAMPLES
+from mgvq_export.runtime.images import read_image, write_image
+from mgvq_export.runtime.pipeline import Pipeline
+from mgvq_export.runtime.tokenizer import Tokenizer
+from mgvq_export.spec import ModelSpec, Part
+from mgvq_export.tokens import Tokens
+
+Size = tuple[int, int]  # height, width
+Progress = Callable[[str, int], None]
+
+DEFAULT_SIZE = (1024, 1024)
+
+
+def parse_size(text: str) -> Size:
+    """``"2560x1440"``, width x height as screens are named -> (height, width). Raises :class:`InputError`."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise InputError(f"size is {text!r}; wanted WIDTHxHEIGHT in pixels such as 2560x1440")
+    return int(height), int(width)
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure: every combination of backend, precision and tiling, at every size, and the peers beside them.
+
+    Attributes:
+        sizes: (height, width) each; a photo is mirrored out to it. Not used when ``image`` is given.
+        image: a picture to take as it is.
+        backends: as in ``Tokenizer.open``.
+        precisions: fp32 if the bundle has it, else what it has, when empty.
+        tilings, tile, memory_limit, threads: as in ``Tokenizer.open``.
+        against: names of :data:`~mgvq_export.bench.peers.PEERS`.
+        repeat: timed passes of each.
+        checkpoint: for the torch peers, when it is no longer where the bundle was exported from.
+    """
+
+    sizes: tuple[Size, ...] = (DEFAULT_SIZE,)
+    image: Path | None = None
+    backends: tuple[str, ...] = ("auto",)
+    precisions: tuple[str, ...] = ()
+    tilings: tuple[str, ...] = ("auto",)
+    tile: Size | None = None
+    memory_limit: str | None = None
+    threads: int | None = None
+    against: tuple[str, ...] = ()
+    repeat: int = 10
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        check_peers(self.against)
+        if self.repeat < 1:
+            raise InputError(f"repeat is {self.repeat}; wanted at least 1")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One tokenizer to measure."""
+
+    backend: str
+    precision: str
+    tiling: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision} {self.tiling}"
+
+
+def bench(
+    bundle: PathLike | Bundle,
+    options: BenchOptions | None = None,
+    *,
+    progress: Progress = lambda name, done: None,
+) -> Results:
+    """Measure ``bundle``: resolve the cases, then for each size load them all, each in its process, and let them take turns.
+
+    The first case of a size is what the others and the peers are compared with; a matrix product takes its turn too.
+
+    Args:
+        progress: called with a name and the number of passes done, of :func:`passes`.
+
+    Raises:
+        InputError: an unknown peer or tiling, a size no larger than one latent cell, an image that cannot be read.
+        BundleError: no bundle, or it lacks a precision.
+        BackendError: a backend is unknown, not installed, or ran into an error.
+    """
+    options = options or BenchOptions()
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    cases = _cases(bundle, options)
+    sizes = [read_image(options.image).shape[:2]] if options.image else options.sizes
+    for size in sizes:
+        _check_size(bundle.spec, size)
+    results = Results("tokenizer", [], _settings(options), describe_bundle(bundle))
+    with tempfile.TemporaryDirectory(prefix="mgvq-bench-") as folder:
+        for number, size in enumerate(sizes):
+            image = options.image or _picture(size, Path(folder))
+            contestants = _contestants(bundle, options, cases, image, Path(folder))
+            each = len(contestants) * (options.repeat + 1)
+            told = partial(_tell, progress, number * each)
+            found = measure(contestants, options.repeat, threads=options.threads, progress=told)
+            results.entries += _entries(bundle, cases, f"{size[1]}x{size[0]}", found)
+    results.settings["overhead_seconds"] = overhead()
+    return results
+
+
+def _tell(progress: Progress, before: int, name: str, done: int) -> None:
+    progress(name, before + done)
+
+
+def passes(options: BenchOptions) -> int:
+    """Passes that :func:`bench` makes over all contestants and sizes."""
+    cases = len(options.backends) * max(1, len(options.precisions)) * len(options.tilings)
+    sizes = 1 if options.image else len(options.sizes)
+    return (cases + len(options.against) + 1) * (options.repeat + 1) * sizes
+
+
+def _cases(bundle: Bundle, options: BenchOptions) -> list[Case]:
+    cases = []
+    for backend, precision, tiling in itertools.product(options.backends, options.precisions or (None,), options.tilings):
+        # Opened once here, where nothing is loaded yet: what is wrong with the options is said at once.
+        with Tokenizer.open(bundle, **_choices(options, backend, precision, tiling)) as tokenizer:
+            cases.append(Case(tokenizer.backend, tokenizer.precision, tiling))
+    return list(dict.fromkeys(cases))
+
+
+def _choices(options: BenchOptions, backend: str, precision: str | None, tiling: str) -> dict[str, Any]:
+    chosen = {name: getattr(options, name) for name in ("threads", "memory_limit")}
+    tile = None if tiling == "off" else options.tile  # so that off and exact can be measured in one run
+    return chosen | {"backend": backend, "precision": precision, "tiling": tiling, "tile": tile}
+
+
+def _check_size(spec: ModelSpec, size: Sequence[int]) -> None:
+    f = spec.downsample
+    if min(size) <= f:
+        raise InputError(
+            f"size {size[1]}x{size[0]} is no larger than one cell of {spec.name}, {f}x{f}; wanted at least {2 * f}x{2 * f}"
+        )
+
+
+def _settings(options: BenchOptions) -> dict[str, Any]:
+    kept = ("tile", "memory_limit", "threads", "repeat", "against")
+    values = {name: value for name, value in dataclasses.asdict(options).items() if name in kept}
+    return values | {"image": str(options.image) if options.image else "coffee.jpg, mirrored out to the size"}
+
+
+def _picture(size: Size, folder: Path) -> Path:
+    """A photo mirrored at its edges until it has ``size``, as a JPEG: detail of one kind at every size."""
+    photo = read_image(SAMPLES / "coffee.jpg")
+    missing = [max(0, want - have) for want, have in zip(size, photo.shape[:2], strict=True)]
+    whole = np.pad(photo, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
+    path = folder / f"{size[1]}x{size[0]}.jpg"
+    write_image(path, np.ascontiguousarray(whole[: size[0], : size[1]]))
+    return path
+
+
+def _contestants(bundle: Bundle, options: BenchOptions, cases: Sequence[Case], image: Path, folder: Path) -> list[Contestant]:
+    found = []
+    for case in cases:
+        chosen = _choices(options, case.backend, case.precision, case.tiling)
+        found.append(Contestant(str(case), TokenizerJob, (bundle.path, chosen, image, folder)))
+    first = cases[0]
+    for name in options.against:
+        peer = PeerOptions(bundle.path, image, first.precision, first.backend, options.threads, options.checkpoint)
+        found.append(Contestant(name, build_peer, (name, peer), optional=True))
+    return [*found, Contestant(CEILING, CeilingJob, (first.backend, first.precision), optional=True)]
+
+
+class TokenizerJob:
+    """One pass: image file to token file to image file, by stages.
+
+    The plans are made once: their making is no part of a pass, and the passes are then alike.
+    """
+
+    def __init__(self, bundle: Path, choices: dict[str, Any], image: Path, folder: Path):
+        self._tokenizer = Tokenizer.open(bundle, **choices)
+        self._sessions: TimedSessions | None = None
+        pipeline = self._tokenizer.pipeline
+        if isinstance(pipeline, Pipeline):  # others do not run graph by graph: of them the whole is timed
+            self._sessions = TimedSessions(pipeline.sessions)
+            self._tokenizer.pipeline = dataclasses.replace(pipeline, sessions=self._sessions)
+        self._image = image
+        # Named after this object: several jobs write to one folder.
+        self._tokens_file, self._image_file = (
+            folder / f"{id(self):x}-{time.time_ns()}{suffix}" for suffix in (".safetensors", ".png")
+        )
+        self._outcome: dict[str, Any] = {}
+
+    def warm_up(self) -> None:
+        size = read_image(self._image).shape[:2]
+        side = 4 * self._tokenizer.spec.downsample
+        small = (side, side) if self._sessions else size  # engines may be built for one size only
+        self._tokenizer.decode(self._tokenizer.encode(np.zeros((*small, 3), np.uint8)))
+        self._encode_plan, self._decode_plan = self._tokenizer.encode_plan(*size), self._tokenizer.decode_plan(*size)
+
+    def run(self) -> dict[str, float]:
+        if self._sessions:
+            self._sessions.reset()
+        laps = Laps(time.perf_counter)
+        image = read_image(self._image)
+        laps.lap("read")
+        tokens = self._tokenizer.encode(image, plan=self._encode_plan)
+        encode = self._parts("encode", laps.lap("encode"))
+        tokens.save(self._tokens_file)
+        laps.lap("save")
+        tokens = Tokens.load(self._tokens_file)
+        laps.lap("load")
+        image = self._tokenizer.decode(tokens, plan=self._decode_plan)
+        decode = self._parts("decode", laps.lap("decode"))
+        write_image(self._image_file, image)
+        laps.lap("write")
+        self._outcome["codes"] = tokens.codes
+        return laps.seconds | encode | decode
+
+    def _parts(self, direction: str, whole: float) -> dict[str, float]:
+        """Seconds of the graphs, and of what lies between them: padding, conversion, windows."""
+        if self._sessions is None:
+            return {}
+        parts = {f"{direction}/{part}": seconds for part, seconds in self._sessions.seconds.items()}
+        self._outcome[direction] = [(part, dict(shapes), count) for (part, shapes), count in self._sessions.runs.items()]
+        self._sessions.reset()
+        return {f"{direction}/convert": whole - sum(parts.values())} | parts
+
+    def outcome(self) -> dict[str, Any]:
+        plans = {"encode_plan": str(self._encode_plan), "decode_plan": str(self._decode_plan)}
+        return self._outcome | {"facts": plans}
+
+
+def _entries(bundle: Bundle, cases: Sequence[Case], group: str, found: dict[str, Any]) -> list[Entry]:
+    by_name = {str(case): case for case in cases}
+    reference: np.ndarray | None = None
+    entries = []
+    for name, measured in found.items():
+        outcome = measured.outcome or {}
+        facts = dict(outcome.get("facts", {}))
+        if name in by_name:
+            case = by_name[name]
+            facts |= dataclasses.asdict(case) | _operations(bundle, case.precision, outcome)
+        if "codes" in outcome:
+            reference = outcome["codes"] if reference is None else reference
+            facts |= {"codes": int(reference.size), "differ": int((outcome["codes"] != reference).sum())}
+        entries.append(Entry.of(name, group, measured, facts))
+    return entries
+
+
+def _operations(bundle: Bundle, precision: str, outcome: dict[str, Any]) -> dict[str, Any]:
+    """``flop``: stage -> operations of one pass, windows and their halos included; or ``no_flop``: why not."""
+    flop: dict[str, int] = {}
+    if "encode" not in outcome:
+        return {"no_flop": "this backend does not run graph by graph"}
+    try:
+        for direction in ("encode", "decode"):
+            for part, shapes, count in outcome[direction]:
+                operations = count * graph_flops(bundle.graph_path(precision, Part(part)), shapes)
+                if operations:
+                    flop[f"{direction}/{part}"] = flop.get(f"{direction}/{part}", 0) + operations
+            flop[direction] = sum(value for stage, value in flop.items() if stage.startswith(f"{direction}/"))
+    except (ImportError, InputError) as error:
+        return {"no_flop": reason(error)}
+    return {"flop": flop}

@@ -1,0 +1,227 @@
+"""Other ways to run the same network, to be measured beside a tokenizer: each takes uint8 [H, W, 3] to codes and back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from mgvq_export.bench.timing import Laps
+from mgvq_export.bundle import Bundle
+from mgvq_export.errors import BackendError, InputError
+from mgvq_export.runtime.images import pad_to_multiple, read_image, to_float, to_uint8
+from mgvq_export.spec import Part
+
+if TYPE_CHECKING:
+    import torch
+
+#: Name -> what it is.
+PEERS = {
+    "torch": "the PyTorch network, eager",
+    "torch-channels-last": "the PyTorch network, eager, channels last in memory",
+    "torch-compile": "the PyTorch network through torch.compile",
+    "whole-graph": "encoder.onnx and decoder.onnx in one piece, with the runtime's sessions",
+    "plain-ort": "encoder.onnx and decoder.onnx in ONNX Runtime as it comes: its own memory arena, no fused kernel",
+}
+
+_CEILING_SIDE = 3072  # large enough that a larger product is no faster per operation
+
+
+@dataclass(frozen=True)
+class PeerOptions:
+    """What a peer needs to know; arrays and graphs are loaded in its own process."""
+
+    bundle: Path
+    image: Path
+    precision: str
+    backend: str
+    threads: int | None = None
+    checkpoint: str | None = None
+
+
+def check_peers(names: Sequence[str]) -> None:
+    """Raise :class:`InputError` for a name that is no peer."""
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise InputError(f"no peer {', '.join(unknown)}; choose {', '.join(PEERS)}")
+
+
+def build_peer(name: str, options: PeerOptions) -> PeerJob:
+    """The job of a peer. Raises :class:`BackendError` when it cannot run, with the reason."""
+    if name in ("whole-graph", "plain-ort"):
+        return PeerJob(_OnnxNetwork(options, plain=name == "plain-ort"), options)
+    return PeerJob(_TorchNetwork(name, options), options)
+
+
+class _Network(Protocol):
+    facts: dict[str, Any]
+    warm_up_whole: bool  # whether the warm-up must be of the full size
+
+    def encode(self, image: np.ndarray) -> np.ndarray: ...
+
+    def decode(self, codes: np.ndarray) -> np.ndarray: ...
+
+
+class PeerJob:
+    """One pass: the image to codes, the codes to an image; both with the conversions from and to uint8."""
+
+    def __init__(self, network: _Network, options: PeerOptions):
+        self._network = network
+        spec = Bundle.open(options.bundle).spec
+        self._image, _ = pad_to_multiple(read_image(options.image), spec.downsample)
+        self._small = np.zeros((4 * spec.downsample, 4 * spec.downsample, 3), np.uint8)
+        self._codes = np.empty(0, np.int32)
+
+    def warm_up(self) -> None:
+        image = self._image if self._network.warm_up_whole else self._small
+        self._network.decode(self._network.encode(image))
+
+    def run(self) -> dict[str, float]:
+        laps = Laps(time.perf_counter)
+        self._codes = self._network.encode(self._image)
+        laps.lap("encode")
+        self._network.decode(self._codes)
+        laps.lap("decode")
+        return laps.seconds
+
+    def outcome(self) -> dict[str, Any]:
+        return {"codes": self._codes[0], "facts": self._network.facts}
+
+
+class _TorchNetwork:
+    def __init__(self, name: str, options: PeerOptions):
+        import torch
+
+        from mgvq_export.parity.network import find_network
+
+        network, why = find_network(Bundle.open(options.bundle), options.checkpoint)
+        if network is None:
+            raise BackendError(why)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self._device = "cuda" if on_cuda(options.backend) else "cpu"
+        # On a CPU the float16 graphs are computed in float32 too.
+        self._dtype = torch.float16 if options.precision == "fp16" and self._device == "cuda" else torch.float32
+        self._layout = torch.channels_last if name == "torch-channels-last" else torch.contiguous_format
+        self.facts = {"device": self._device, "precision": "fp16" if self._dtype is torch.float16 else "fp32"}
+        network = network.requires_grad_(False).to(self._device, self._dtype)
+        network = network.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's types know it for tensors only
+        self.warm_up_whole = name == "torch-compile"  # it compiles for one size
+        self._encode, self._decode = network.encode, network.decode
+        if name == "torch-compile":
+            self._encode, self._decode = torch.compile(network.encode), torch.compile(network.decode)
+
+    def encode(self, image: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            values: torch.Tensor = torch.from_numpy(to_float(image))
+            return self._encode(values.to(self._device, self._dtype, memory_format=self._layout)).cpu().numpy()
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            return to_uint8(self._decode(torch.from_numpy(codes).to(self._device)).float().cpu().numpy())
+
+
+class _OnnxNetwork:
+    warm_up_whole = False
+
+    def __init__(self, options: PeerOptions, plain: bool):
+        bundle = Bundle.open(options.bundle)
+        self.facts = {"precision": options.precision}
+        self._groups = np.array(bundle.spec.groups, np.int64)
+        self._sessions = {}
+        for part in (Part.ENCODER, Part.QUANTIZER, Part.DEQUANTIZER, Part.DECODER):
+            path = bundle.graph_path(options.precision, part)
+            self._sessions[part] = _plain_session(path, options) if plain else _our_session(path, options)
+
+    def encode(self, image: np.ndarray) -> np.ndarray:
+        (latent,) = self._sessions[Part.ENCODER]({"image": to_float(image)}, ["latent"])
+        return self._sessions[Part.QUANTIZER]({"latent": latent}, ["codes"])[0]
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        (quantized,) = self._sessions[Part.DEQUANTIZER]({"codes": codes, "groups": self._groups}, ["quantized"])
+        return to_uint8(self._sessions[Part.DECODER]({"quantized": quantized}, ["image"])[0])
+
+
+def _our_session(path: Path, options: PeerOptions) -> Any:
+    from mgvq_export.runtime.ort import OrtSession
+
+    session = OrtSession(path, _ort_backend(options.backend), threads=options.threads)
+    return lambda feeds, outputs: session.run(feeds, outputs)
+
+
+def _plain_session(path: Path, options: PeerOptions) -> Any:
+    import onnxruntime as ort
+
+    from mgvq_export.runtime.ort import PROVIDERS
+
+    session_options = ort.SessionOptions()
+    session_options.log_severity_level = 3
+    if options.threads is not None:
+        session_options.intra_op_num_threads = options.threads
+    provider = PROVIDERS[_ort_backend(options.backend)]
+    session = ort.InferenceSession(str(path), session_options, providers=[provider])
+    half = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
+
+    def run(feeds: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
+        return session.run(outputs, {name: array.astype(np.float16) if name in half else array for name, array in feeds.items()})
+
+    return run
+
+
+def _ort_backend(backend: str) -> str:
+    return "ort-cpu" if backend == "ort-cpu" else "ort-cuda"  # beside any other backend of the GPU, ONNX Runtime's
+
+
+def on_cuda(backend: str) -> bool:
+    """Whether a peer of ``backend`` runs on the GPU: the backend does, and torch can."""
+    if backend == "ort-cpu":
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+class CeilingJob:
+    """The machine's own ceiling: one square matrix product, with numpy on the CPU, with torch on a GPU."""
+
+    def __init__(self, backend: str, precision: str):
+        values = np.random.default_rng(0).standard_normal((2, _CEILING_SIDE, _CEILING_SIDE), dtype=np.float32)
+        self._what = f"numpy float32 {_CEILING_SIDE}"
+        left, right = values
+        self._multiply = lambda: left @ right
+        if backend != "ort-cpu":
+            self._on_gpu(values, precision)
+
+    def _on_gpu(self, values: np.ndarray, precision: str) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BackendError("torch sees no GPU; without it the ceiling of this backend cannot be measured")
+        left, right = torch.from_numpy(values).to("cuda", torch.float16 if precision == "fp16" else torch.float32)
+        self._what = f"torch {left.dtype} {_CEILING_SIDE} on {torch.cuda.get_device_name()}"
+
+        def multiply() -> None:
+            torch.matmul(left, right)
+            torch.cuda.synchronize()
+
+        self._multiply = multiply
+
+    def warm_up(self) -> None:
+        self._multiply()
+
+    def run(self) -> dict[str, float]:
+        laps = Laps(time.perf_counter)
+        self._multiply()
+        laps.lap("matmul")
+        return laps.seconds
+
+    def outcome(self) -> dict[str, Any]:
+        return {"facts": {"what": self._what, "flop": {"matmul": 2 * _CEILING_SIDE**3}}}
