@@ -99,8 +99,7 @@ def _(layer: layers.RMSNorm2d, graph: GraphBuilder, x: str, name: str) -> str:
         weight = graph.weight(f"{name}.weight", array(layer.weight)[:, None, None])
         bias = graph.weight(f"{name}.bias", array(layer.bias)[:, None, None])
         scaled = graph.node("Mul", unit, weight, name=f"{name}/scale")
-        y = graph.node("Add", scaled, bias, name=name)
-    return graph.cast(y, graph.dtype)
+        return graph.node("Add", scaled, bias, name=name)
 
 
 @lower.register
@@ -135,7 +134,7 @@ def _(layer: layers.LinearAttention, graph: GraphBuilder, x: str, name: str) -> 
         size = graph.raw_node("Shape", x, name=f"{name}/size", dtype=INT64, start=2)
         shape = graph.raw_node("Concat", graph.integers(0, -1), size, name=f"{name}/shape", dtype=INT64, axis=0)
         out = graph.node("Reshape", out, shape, name=f"{name}/image")
-    return lower(layer.proj, graph, graph.cast(out, graph.dtype), f"{name}.proj")
+    return lower(layer.proj, graph, out, f"{name}.proj")
 
 
 @lower.register
