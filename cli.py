@@ -188,12 +188,12 @@ def reconstruct(
     run.close()
 
 
-@verb(click.argument("target"))
-def inspect(target: str, as_json: bool, debug: bool) -> None:
-    """Say what TARGET is and holds: a checkpoint, bundle, token file, ONNX graph or precision plan."""
+@verb(click.argument("target"), click.option("--trust", is_flag=True, help="Load an engine that lies in no bundle."))
+def inspect(target: str, trust: bool, as_json: bool, debug: bool) -> None:
+    """Say what TARGET is and holds: a checkpoint, bundle, token file, ONNX graph, TensorRT engine or precision plan."""
     from mgvq_export.description import describe
 
-    facts = describe(target)
+    facts = describe(target, trust=trust)
     if as_json:
         return echo_json(facts.values)
     echo_table(("", ""), [[name, str(value)] for name, value in facts.summary()])

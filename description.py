@@ -47,10 +47,10 @@ def known_models() -> list[dict[str, Any]]:
     ]
 
 
-def describe(target: str) -> Facts:
-    """The facts of a bundle folder, ``.onnx`` graph, token file, precision plan, or checkpoint (also by model name or hub address).
+def describe(target: str, *, trust: bool = False) -> Facts:
+    """The facts of a bundle folder, ``.onnx`` graph, ``.engine``, token file, precision plan, or checkpoint (also by name or address).
 
-    Raises :class:`MgvqError` of the fitting kind when it cannot be read.
+    ``trust``: load an engine that lies in no bundle. Raises :class:`MgvqError` of the fitting kind when it cannot be read.
     """
     path = Path(target)
     if path.is_dir():
@@ -58,6 +58,8 @@ def describe(target: str) -> Facts:
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         return _graph(path)
+    if suffix in (".engine", ".plan", ".trt"):
+        return _engine(path, trust)
     if suffix == ".npz" or (suffix == ".safetensors" and path.is_file() and _is_token_file(path)):
         return _tokens(path)
     if suffix == ".json":
@@ -167,6 +169,53 @@ def _bundle(path: Path) -> Facts:
 def _value(value: dict[str, Any]) -> str:
     """``image float32 [batch, 3, height, width]``"""
     return f"{value['name']} {value['dtype']} [{', '.join(map(str, value['shape']))}]"
+
+
+def _engine(path: Path, trust: bool) -> Facts:
+    from mgvq_export.runtime.trt_description import describe_engine
+
+    found = describe_engine(path, trust=trust)
+    record, contents = found.record or {}, found.contents
+    kernel, options = record.get("kernel"), record.get("options", {})
+    values: dict[str, Any] = {"kind": "engine", "bytes": path.stat().st_size}
+    if record:
+        values |= {
+            "part": record["part"],
+            "precision": record["precision"],
+            "file": "as it was built (hash in the bundle's manifest)",
+            "TensorRT": record["tensorrt"],
+            "GPU": f"{record['gpu']} ({record['compute_capability']})",
+            "options": ", ".join(
+                f"{name.replace('_', ' ')} {value}" for name, value in options.items() if value not in (None, False)
+            ),
+            "embedded kernel": f"GroupedArgmin, from compute capability {kernel['architecture'] / 10} on" if kernel else "none",
+            "build": f"{record['build_seconds']} s",
+        }
+    else:
+        values["file"] = "of no bundle: nothing vouches for it"
+    values["runs here"] = found.runs_here
+    known = contents or record
+    sides = {"input": known["inputs"], "output": known["outputs"]}
+    rows = [[end, v["name"], v["dtype"], str(v["shape"])] for end, side in sides.items() for v in side]
+    tables: list[Table] = [("Inputs and outputs", ("", "name", "dtype", "shape"), rows)]
+    shapes = [
+        [str(index), name, *(str(three[key]) for key in ("min", "opt", "max"))]
+        for index, profile in enumerate(known["profiles"])
+        for name, three in profile.items()
+    ]
+    tables.append(("Profiles", ("profile", "input", "min", "opt", "max"), shapes))
+    if contents:
+        values |= {
+            "scratch memory": f"{contents['scratch bytes'] / 1e6:.1f} MB",
+            "layers": len(contents["layers"]),
+            "plugin layers": contents["plugin layers"],
+        }
+        layers = [[str(index), layer["name"], layer["type"] or "-"] for index, layer in enumerate(contents["layers"])]
+        tables.append(("Layers", ("", "name", "type"), layers))
+    else:
+        values["layers"] = f"not listed: {found.not_loaded}"
+    nested = {"record": record, "contents": contents}
+    return Facts(values | {name: facts for name, facts in nested.items() if facts}, tables)
 
 
 def _tokens(path: Path) -> Facts:
