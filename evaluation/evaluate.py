@@ -6,12 +6,13 @@ compute-bound CPU gains little from that; a GPU does not wait for image files an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,14 +72,15 @@ def evaluate(
     identity = run_identity(tokenizer, protocol, meters)
     found: list[tuple[Item, str]] = []
     bad: list[tuple[Item, str]] = []
-    with Journal(output, identity) as journal:
-        read_one = _Reader(protocol.size, max_pixels, journal)
-        with ThreadPoolExecutor(_MEASURERS) as measuring:
+    with Journal(output, identity) as journal, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about damaged files that it then refuses
+        reading = _read_ahead(_Reader(protocol.size, max_pixels, journal), dataset.items)
+        with ThreadPoolExecutor(_MEASURERS) as measuring, contextlib.closing(reading):
             run = _Run(tokenizer, protocol, meters, journal, measuring)
-            for index, (item, reading) in enumerate(_read_ahead(read_one, dataset.items)):
+            for index, (item, future) in enumerate(reading):
                 progress(item.name, index)
                 try:
-                    source = reading.result()
+                    source = future.result()
                 except InputError as error:
                     bad.append((item, str(error)))
                     continue
@@ -117,9 +119,9 @@ def run_identity(tokenizer: Tokenizer, protocol: Protocol, meters: dict[str, Cal
     entry = bundle.manifest["precisions"][precision]
     files = [entry["weights"]["sha256"], *(graph["sha256"] for graph in entry["graphs"].values())]
     if tokenizer.backend == "tensorrt":
-        files += sorted(engine["sha256"] for engine in bundle.engines if engine["precision"] == precision)
+        files += sorted(engine["sha256"] for engine in bundle.engines if engine.get("precision") == precision)
     return {
-        "version": VERSION,
+        "protocol": VERSION,
         "model": tokenizer.spec.name,
         "precision": precision,
         "backend": tokenizer.backend,
@@ -150,9 +152,8 @@ class _Reader:
         return Source(sha256, (image.shape[1], image.shape[0]), resize_and_crop(image, self.size))
 
 
-def _read_ahead(read: Callable[[Item], Source], items: tuple[Item, ...]) -> Iterator[tuple[Item, Future[Source]]]:
-    with ThreadPoolExecutor(1) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about damaged files that it then refuses
+def _read_ahead(read: Callable[[Item], Source], items: tuple[Item, ...]) -> Generator[tuple[Item, Future[Source]], None, None]:
+    with ThreadPoolExecutor(1) as pool:
         waiting: deque[tuple[Item, Future[Source]]] = deque()
         try:
             for item in items:

@@ -70,8 +70,9 @@ def _groups(results: Results) -> Figure:
     counts = [row["groups"] for row in rows]
     for axis, (key, label, digits, colour) in zip(np.atleast_1d(axes), curves, strict=True):
         axis.plot(counts, [row[key] for row in rows], "o-", color=colour)
-        for row in rows:
-            axis.annotate(f"{row[key]:{digits}}", (row["groups"], row[key]), (0, 8), textcoords="offset points", ha="center")
+        for row in rows:  # the curve rises and flattens: right below it is free
+            place = {"xy": (row["groups"], row[key]), "xytext": (5, -5), "textcoords": "offset points", "va": "top"}
+            axis.annotate(f"{row[key]:{digits}}", **place)
         axis.margins(0.1, 0.15)
         axis.set(xlabel="groups used, coarse to fine", ylabel=label, xticks=counts)
     return figure

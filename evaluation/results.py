@@ -28,6 +28,7 @@ from mgvq_export.tokens import unpack_codes
 FEW_IMAGES = 10_000  # below, the distance of a distribution from itself is far from 0 (arXiv 1911.07023)
 
 _BAD_LISTED = 10
+_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "rfid": 2}
 
 #: Columns and rows of text.
 Table = tuple[tuple[str, ...], list[list[str]]]
@@ -82,6 +83,10 @@ class Results:
             lines.append(f"{images['enlarged']} images are smaller than {self.facts['size']} and were enlarged")
         if reason := self.facts["paper"]["absent_because"]:
             lines.append(f"without the paper's figures: {reason}")
+        else:
+            lines.append(
+                "the paper's PSNR is of pixels not rounded to 8 bits, its SSIM and rFID of truncated ones; these are of rounded ones"
+            )
         lines.append(f"{self.seconds_per_image:.3f} s per image: encoding, and decoding {len(self.groups)} times (median)")
         return lines + self.notes
 
@@ -91,9 +96,8 @@ class Results:
         rows = []
         for figure in self.facts["figures"]:
             name, value, unit = figure["name"], figure["value"], figure["unit"]
-            text = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-            cells = [name, f"{text} {unit}".strip(), *([_paper(figure)] if paper else []), figure["note"]]
-            rows.append(cells)
+            cells = [_text(name, value, unit), *([_text(name, figure["paper"], unit)] if paper else [])]
+            rows.append([name, *cells, figure["note"]])
         return ("figure", "value", *(("paper",) if paper else ()), "note"), rows
 
     def group_table(self) -> Table:
@@ -240,8 +244,9 @@ def _figure(name: str, value: float | None, note: str, paper: float | None = Non
     return {"name": name, "value": value, "unit": "dB" if name.startswith("psnr") else "", "paper": paper, "note": note}
 
 
-def _paper(figure: dict[str, Any]) -> str:
-    return "" if figure["paper"] is None else f"{figure['paper']:g} {figure['unit']}".strip()
+def _text(name: str, value: float | None, unit: str) -> str:
+    """A figure with the digits that people quote."""
+    return "-" if value is None else f"{value:.{_DIGITS[name.split(',')[0]]}f} {unit}".strip()
 
 
 def _mean(values: Iterable[float]) -> float:

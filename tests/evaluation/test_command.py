@@ -77,7 +77,8 @@ def test_paper_column(tiny_bundle: Bundle, photos: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(results, "compare", lambda *_: Comparison({"psnr": 24.70, "rfid": 0.49}))
     result = run(tiny_bundle.path, photos, "-o", tmp_path / "out", *FAST)
-    assert "24.7 dB" in result.stdout
+    assert "24.70 dB" in result.stdout
+    assert "the paper's PSNR is of pixels not rounded" in result.stdout
     assert "without the paper's figures" not in result.stdout
 
 
