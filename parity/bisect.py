@@ -7,7 +7,7 @@ Nodes carry the names of the PyTorch modules they stand for, so a value of the g
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,21 +196,25 @@ def _network_values(network: MGVQ, part: Part, feed: np.ndarray) -> Values:
 def _compare(
     bundle: Bundle, precision: str, title: str, found: Run, wanted: Mapping[Part, Values], into: tuple[list[Origin], list[str]]
 ) -> None:
-    limit = tolerance("latent", "fp32" if precision == "fp32" else "fp16")
+    limits = [tolerance("latent", bundle.kind(precision, side)) for side in ("encoder", "decoder")]
     compared, worst, where = 0, 0.0, ""
     for part, (_, values) in found.items():
         model, _ = _load(bundle, precision, part)
+        limit = limits[part in _DECODER]
         for node, error, before, measured in _errors(model, values, wanted[part]):
             compared += measured
             if measured and not error <= worst and worst == worst:
                 worst, where = error, node.name
             if measured and not limit.holds(error) and limit.holds(before):
                 into[0].append(Origin(title, str(part), node.name, node.op_type, error, before))
-    into[1].append(f"{title}: {compared} values compared, largest error {format_value(worst)} at {where}, limit {_limit(limit)}")
+    into[1].append(
+        f"{title}: {compared} values compared, largest error {format_value(worst)} at {where}, limit {_limits(limits)}"
+    )
 
 
-def _limit(limit: Tolerance) -> str:
-    return f"{limit.limit:g}"
+def _limits(limits: Sequence[Tolerance]) -> str:
+    """``0.003``, or ``0.003 and 0.07``: the encoder's and the decoder's where they differ."""
+    return " and ".join(dict.fromkeys(f"{limit.limit:g}" for limit in limits))
 
 
 def _errors(model: onnx.ModelProto, values: Values, wanted: Values) -> Iterator[tuple[onnx.NodeProto, float, float, bool]]:

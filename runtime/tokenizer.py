@@ -146,7 +146,7 @@ class Tokenizer:
         if limit is None and self.backend == "ort-cpu":  # the host's memory says nothing about the GPU's
             limit = default_limit()
         # ONNX Runtime's CPU kernels compute float16 graphs in float32 wherever they have no float16 form.
-        itemsize = 2 if self.precision == "fp16" and self.backend != "ort-cpu" else 4
+        itemsize = 2 if self.bundle.base(self.precision) == "fp16" and self.backend != "ort-cpu" else 4
         reaches = {part: self.bundle.reach(part) for part in TRUNKS if self.bundle.has_part(part)}
         return Planner(self.spec, reaches, base, limit, tiling=self.tiling.mode, tile=self.tiling.tile, itemsize=itemsize)
 
