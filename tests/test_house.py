@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "model": {"errors", "files", "spec"},
     "export": {"errors", "files", "spec", "tokens", "precision", "bundle", "ops", "model"},
     # It tries plans on the graphs that export would write; what export needs of it is data, the plan.
-    "calibration": {"errors", "files", "spec", "tokens", "precision", "bundle", "ops", "model", "export", "runtime"},
+    "calibration": {"errors", "files", "spec", "tokens", "precision", "bundle", "ops", "model", "export", "runtime", "parity"},
     "runtime": {"errors", "files", "spec", "tokens", "precision", "bundle", "ops"},
     "parity": {"errors", "files", "spec", "tokens", "precision", "bundle", "ops", "runtime"},
     "evaluation": {"errors", "files", "spec", "tokens", "bundle", "ops", "runtime", "parity"},

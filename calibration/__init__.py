@@ -1,0 +1,1 @@
+"""What ranges the tensors take on real images, and the precision plan that follows."""

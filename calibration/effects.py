@@ -1,0 +1,229 @@
+"""What a plan does to codes and pixels, measured against fp32 on real images and kept in a journal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgvq_export.calibration.rounding import has_float16, rounded
+from mgvq_export.errors import InputError
+from mgvq_export.export.builder import WeightStore
+from mgvq_export.export.graphs import build_graph
+from mgvq_export.export.memory import load_session
+from mgvq_export.model.network import MGVQ
+from mgvq_export.parity.metrics import agreement, psnr
+from mgvq_export.precision import Budgets, PrecisionPlan, side_of
+from mgvq_export.runtime.images import to_float
+from mgvq_export.spec import Part
+
+_PEAK = 2.0  # pixels span [-1, 1]
+
+REFERENCE = PrecisionPlan("reference", "fp32", {})
+SIDES = ("encoder", "decoder")
+
+#: One array per image, or None when some value was not finite.
+Results = list[np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How far a plan lies from fp32 on some images.
+
+    Attributes:
+        agreement: share of codes that equal fp32's, over all images, 0 to 1.
+        psnr: dB of the decoder against fp32 decoding of the same codes, of the worst image; infinite when equal.
+        drop: dB that encoding and decoding loses against the photo compared with fp32, mean over the images (single codes that change
+            move small images both ways).
+        error: mean squared difference of pixels in [-1, 1] behind ``psnr``, over all images.
+        finite: whether all latents and pixels were finite; else agreement is 0, psnr -inf, drop and error inf.
+    """
+
+    agreement: float
+    psnr: float
+    drop: float
+    error: float
+    finite: bool = True
+
+    def misses(self, budgets: Budgets) -> list[str]:
+        """The budgets that are not met, as text; empty when all are."""
+        found = []
+        if not self.finite:
+            return ["values are not finite"]
+        if budgets.min_code_agreement is not None and not self.agreement >= budgets.min_code_agreement:
+            found.append(f"code agreement {self.agreement:.2%}, wanted at least {budgets.min_code_agreement:.2%}")
+        if budgets.min_psnr is not None and not self.psnr >= budgets.min_psnr:
+            found.append(f"{self.psnr:.2f} dB against fp32, wanted at least {budgets.min_psnr:g}")
+        if budgets.max_psnr_drop is not None and not self.drop <= budgets.max_psnr_drop:
+            found.append(f"{self.drop:.3f} dB lost against the photos, wanted at most {budgets.max_psnr_drop:g}")
+        return found
+
+    def holds(self, budgets: Budgets) -> bool:
+        """Whether all budgets are met."""
+        return not self.misses(budgets)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; infinite figures as text."""
+        return {name: value if math.isfinite(value) else str(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Effect:
+        """What :meth:`to_dict` gave."""
+        known = {name: float(values[name]) for name in ("agreement", "psnr", "drop", "error")}
+        return cls(**known, finite=bool(values["finite"]))
+
+
+_BROKEN = Effect(0.0, -math.inf, math.inf, math.inf, finite=False)
+
+
+class Journal:
+    """Measurements by key, one JSON object a line, so that an interrupted run picks up where it stopped."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self._known: dict[str, dict[str, Any]] = {}
+        self._open_line = ""
+        if path is not None and path.is_file():
+            text = path.read_text(encoding="utf-8")
+            self._open_line = "" if text.endswith("\n") or not text else "\n"
+            for line in text.splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._known[entry["key"]] = entry["effect"]
+                except (ValueError, KeyError, TypeError):
+                    continue  # the line that was being written when the run was stopped
+
+    def get(self, key: str) -> Effect | None:
+        """The measurement of ``key``, if there is one."""
+        return Effect.from_dict(self._known[key]) if key in self._known else None
+
+    def add(self, key: str, effect: Effect) -> None:
+        """Keep a measurement."""
+        self._known[key] = effect.to_dict()
+        if self.path is not None:
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(self._open_line + json.dumps({"key": key, "effect": self._known[key]}) + "\n")
+                self._open_line = ""
+            except OSError as error:
+                raise InputError(
+                    f"cannot write {self.path}: {error.strerror}; choose another folder with --report-dir"
+                ) from error
+
+
+class Effects:
+    """Measures plans of one network on some images."""
+
+    def __init__(self, network: MGVQ, images: Sequence[np.ndarray], key: str, journal: Journal | None = None):
+        """
+        Args:
+            images: uint8 [H, W, 3], sides multiples of f.
+            key: hash of network and images: measurements of the journal under another one are not taken.
+        """
+        self.network, self.images, self.key = network, images, key
+        self.journal = journal or Journal(None)
+        self.count = 0  # plans measured, those from the journal included
+        self._weights: dict[str, WeightStore] = {}
+        self._results: dict[str, tuple[str, Results]] = {}
+        self._graphs: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {}
+
+    def measure(self, plan: PrecisionPlan) -> Effect:
+        """The effect of ``plan``; float16 as a GPU rounds it (:mod:`~mgvq_export.calibration.rounding`)."""
+        key = hashlib.sha256("".join([self.key, *(_side_key(plan, side) for side in SIDES)]).encode()).hexdigest()
+        self.count += 1
+        effect = self.journal.get(key)
+        if effect is None:
+            effect = self._measure(plan)
+            self.journal.add(key, effect)
+        return effect
+
+    @cached_property
+    def reference(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Codes int32 [1, G, h, w] and pictures float32 [1, 3, H, W], clipped to [-1, 1], of every image in fp32."""
+        encode, decode = self._graph(REFERENCE, "encoder"), self._graph(REFERENCE, "decoder")
+        codes = [self._codes(encode(to_float(image))) for image in self.images]
+        return codes, [np.clip(decode(self._rows(one)), -1, 1) for one in codes]
+
+    def _measure(self, plan: PrecisionPlan) -> Effect:
+        codes, pictures = self.reference
+        own = self._latest("encoder", plan, self._own_codes)
+        same = self._latest("decoder", plan, self._same_codes)
+        if own is None or same is None:
+            return _BROKEN
+        equal, lost, errors = 0.0, 0.0, []
+        for image, code, picture, own_code, decoded in zip(self.images, codes, pictures, own, same, strict=True):
+            equal += agreement(own_code, code) * code.size
+            errors.append(float(np.mean(np.square(decoded.astype(np.float64) - picture))))
+            pixels = to_float(image)
+            if not np.array_equal(own_code, code):
+                decoded = np.clip(self._graph(plan, "decoder")(self._rows(own_code)), -1, 1)
+            lost += psnr(picture, pixels, _PEAK) - psnr(decoded, pixels, _PEAK)
+        if not math.isfinite(lost):
+            return _BROKEN
+        worst = max(errors)
+        lowest = 10 * math.log10(_PEAK**2 / worst) if worst else math.inf
+        return Effect(equal / sum(code.size for code in codes), lowest, lost / len(codes), sum(errors) / len(errors))
+
+    def _own_codes(self, plan: PrecisionPlan) -> Results:
+        """The codes that ``plan`` gives for every image."""
+        latents = [self._graph(plan, "encoder")(to_float(image)) for image in self.images]
+        return [self._codes(latent) for latent in latents] if _finite(latents) else None
+
+    def _same_codes(self, plan: PrecisionPlan) -> Results:
+        """The pictures, clipped, that ``plan`` decodes from fp32's codes."""
+        decoded = [self._graph(plan, "decoder")(self._rows(codes)) for codes in self.reference[0]]
+        return [np.clip(one, -1, 1) for one in decoded] if _finite(decoded) else None
+
+    def _latest(self, side: str, plan: PrecisionPlan, compute: Callable[[PrecisionPlan], Results]) -> Results:
+        """What ``compute`` gives for one side of ``plan``; a search changes one side at a time, so the last result is kept."""
+        key = _side_key(plan, side)
+        if self._results.get(side, ("", None))[0] != key:
+            reference = self.reference[SIDES.index(side)]
+            self._results[side] = (key, reference if key == _side_key(REFERENCE, side) else compute(plan))
+        return self._results[side][1]
+
+    def _graph(self, plan: PrecisionPlan, side: str) -> Callable[[np.ndarray], np.ndarray]:
+        """The function values -> values of one graph under ``plan``; the last of each side stays loaded."""
+        key = _side_key(plan, side)
+        if self._graphs.get(side, ("", None))[0] != key:
+            self._graphs.pop(side, None)  # first: two sets of weights need not fit in memory
+            # Weights are stored once per base type; building again adds only what is quantized for the first time.
+            weights = self._weights.setdefault(plan.base, WeightStore())
+            model = build_graph(self.network, Part(side), plan, weights)
+            session = load_session(rounded(model) if has_float16(model) else model, weights)
+            name = session.get_inputs()[0].name
+            self._graphs[side] = (key, lambda values: session.run(None, {name: values})[0])
+        return self._graphs[side][1]
+
+    def _codes(self, latent: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            return self.network.quantize.encode(torch.from_numpy(latent)).numpy()
+
+    def _rows(self, codes: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            return self.network.quantize.decode(torch.from_numpy(codes)).numpy()
+
+
+def _side_key(plan: PrecisionPlan, side: str) -> str:
+    """Everything in ``plan`` that decides what one side computes."""
+    nodes = sorted(
+        (name, node.precision, sorted(node.scales.items()), node.weight_scales)
+        for name, node in plan.nodes.items()
+        if side_of(name) == side
+    )
+    return json.dumps([side, plan.base, nodes])
+
+
+def _finite(arrays: Sequence[np.ndarray]) -> bool:
+    return all(np.isfinite(array).all() for array in arrays)

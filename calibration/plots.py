@@ -1,0 +1,113 @@
+"""Pictures of ranges and of what 8 bits cost, for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mgvq_export.calibration.search import Search
+from mgvq_export.calibration.statistics import FP16_MAX, FP16_NORMAL, TensorStatistics
+from mgvq_export.files import atomic_path
+from mgvq_export.precision import Budgets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.figure import Figure
+
+    from mgvq_export.calibration.calibrate import Calibration
+
+_DPI = 130
+
+
+def write_plots(found: Calibration, folder: Path) -> list[Path]:
+    """Write ``ranges-encoder.png``, ``ranges-decoder.png`` and, for each search of convolutions, ``curve-*.png``."""
+    figures = {f"ranges-{side}.png": ranges_figure(values, side) for side, values in found.ranges.sides.items()}
+    for title, one in found.searches.items():
+        if title in ("encoder", "decoder"):
+            figures[f"curve-{title}.png"] = curve_figure(found, title, one)
+    for name, figure in figures.items():
+        with atomic_path(folder / name) as path:
+            figure.savefig(path, dpi=_DPI)
+    return [folder / name for name in figures]
+
+
+def ranges_figure(values: Mapping[str, TensorStatistics], side: str) -> Figure:
+    """Largest, 99.9 % and median magnitude of every value of a graph, from input to output, beside float16's limits."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    axes = figure.subplots()
+    rows = list(values.values())
+    x = np.arange(len(rows))
+    for label, colour, heights in (
+        ("largest", "tab:red", [row.largest for row in rows]),
+        ("99.9 % below", "tab:orange", [row.percentile(99.9) for row in rows]),
+        ("median", "tab:blue", [row.percentile(50) for row in rows]),
+    ):
+        axes.plot(
+            x,
+            [height if height > 0 else np.nan for height in heights],
+            ".-",
+            markersize=3,
+            linewidth=0.8,
+            color=colour,
+            label=label,
+        )
+    axes.axhline(FP16_MAX, color="black", linewidth=0.8)
+    axes.text(0, FP16_MAX * 1.15, "largest float16", fontsize=8)
+    axes.axhline(FP16_NORMAL, color="black", linewidth=0.8, linestyle="--")
+    axes.text(0, FP16_NORMAL * 1.15, "below: float16 loses bits", fontsize=8)
+    blocks = [".".join(name.split("/")[0].split(".")[:4]) for name in values]
+    starts = [index for index, block in enumerate(blocks) if index == 0 or block != blocks[index - 1]]
+    axes.set_xticks(starts, [blocks[index] for index in starts], rotation=60, ha="right", fontsize=7)
+    axes.set_xlim(-1, len(rows))
+    axes.set_yscale("log")
+    axes.set_ylabel("magnitude")
+    axes.set_title(f"Values of the {side}, input to output ({rows[0].count:,} input values)", fontsize=10)
+    axes.legend(loc="upper right", fontsize=8)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def curve_figure(found: Calibration, side: str, one: Search) -> Figure:
+    """Quality over the share of convolution work in 8 bits: the search's curve, the plain plan, the held-out images, the budget."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    decoder = side == "decoder"
+
+    def height(effect) -> float:
+        return effect.psnr if decoder else 100 * effect.agreement
+
+    def points(pairs: Sequence[tuple[float, object]]) -> tuple[list[float], list[float]]:
+        shown = [(100 * share, height(effect)) for share, effect in pairs if np.isfinite(height(effect))]
+        return [x for x, _ in shown], [y for _, y in shown]
+
+    axes.plot(*points([(point.share, point.effect) for point in one.curve]), ".-", label="search, calibration windows")
+    if decoder:
+        axes.plot(*points(found.curve_held_out), "s", fillstyle="none", label="same plans, held-out images")
+    if one.chosen:
+        axes.plot(
+            *points([(one.chosen.share, one.chosen.effect)]), "o", markersize=11, fillstyle="none", color="black", label="chosen"
+        )
+    if found.baseline and decoder:
+        share, here, there = found.baseline
+        axes.plot(*points([(share, here)]), "x", color="tab:red", label="all but first and last, scales from max")
+        axes.plot(*points([(share, there)]), "+", color="tab:red", label="the same, held-out images")
+    _budget_line(axes, found.plan.budgets, decoder)
+    axes.set_xlabel(f"convolution work of the {side} in {found.plan.kind(side)}, %")
+    axes.set_ylabel("PSNR against fp32 on the same codes, worst image, dB" if decoder else "codes equal to fp32's, %")
+    axes.set_title("What 8 bits cost (everything else in fp32)", fontsize=10)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _budget_line(axes, budgets: Budgets, decoder: bool) -> None:
+    limit = budgets.min_psnr if decoder else None if budgets.min_code_agreement is None else 100 * budgets.min_code_agreement
+    if limit is not None:
+        axes.axhline(limit, color="gray", linestyle=":", label=f"budget {limit:g}")

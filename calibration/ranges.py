@@ -1,0 +1,176 @@
+"""Ranges of every value inside encoder and decoder over many images, in one pass, memory independent of their number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgvq_export.calibration.segments import SegmentedGraph
+from mgvq_export.calibration.statistics import TensorStatistics
+from mgvq_export.calibration.windows import Windows
+from mgvq_export.errors import InputError
+from mgvq_export.export.builder import WeightStore
+from mgvq_export.export.graphs import build_graph
+from mgvq_export.files import PathLike, atomic_write_bytes
+from mgvq_export.model.network import MGVQ
+from mgvq_export.runtime.images import to_float
+from mgvq_export.spec import Part
+
+FORMAT, VERSION = "mgvq-ranges", 1
+
+#: The two graphs looked at, by what their node names begin with.
+SIDES = {"encoder": Part.ENCODER, "decoder": Part.DECODER}
+
+_MEMORY = 128 << 20  # bytes of values held at once
+_BATCH = 2  # windows run together when they fit
+_SAVED_EVERY = 4  # batches between two saves: the file takes some megabytes
+
+#: Called with (windows done, windows in all).
+Progress = Callable[[int, int], None]
+
+Statistics = dict[str, TensorStatistics]
+
+
+@dataclass
+class Ranges:
+    """Statistics of every float value of the fp32 encoder and decoder graphs, in graph order.
+
+    Attributes:
+        key: hash of the windows and the weights: ranges of equal key are equal.
+        done: windows taken in so far.
+        total: windows to take in.
+        sides: ``encoder`` and ``decoder`` -> value name -> statistics. The input of a graph is one of its values.
+    """
+
+    key: str
+    done: int
+    total: int
+    sides: dict[str, Statistics]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        sides = {side: {name: one.to_dict() for name, one in values.items()} for side, values in self.sides.items()}
+        return {"format": FORMAT, "version": VERSION, "key": self.key, "done": self.done, "total": self.total, "values": sides}
+
+    @classmethod
+    def load(cls, path: PathLike) -> Ranges:
+        """The ranges in a file. Raises :class:`InputError` when it holds none."""
+        try:
+            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            if (stored["format"], stored["version"]) != (FORMAT, VERSION):
+                raise ValueError(f"it is {stored['format']} {stored['version']}")
+            sides = {
+                side: {name: TensorStatistics.from_dict(one) for name, one in values.items()}
+                for side, values in stored["values"].items()
+            }
+            return cls(stored["key"], stored["done"], stored["total"], sides)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} holds no ranges ({error!r}); delete it and calibrate again") from error
+
+    def save(self, path: PathLike) -> None:
+        """Write the ranges as JSON, whole or not at all."""
+        atomic_write_bytes(path, json.dumps(self.to_dict(), separators=(",", ":")).encode())
+
+    def value(self, name: str) -> TensorStatistics:
+        """The statistics of a value of either graph by its name. Raises KeyError."""
+        for values in self.sides.values():
+            if name in values:
+                return values[name]
+        raise KeyError(name)
+
+    def check_finite(self) -> None:
+        """Raise :class:`InputError` when a value was not finite; it names the first such node in graph order."""
+        for side, values in self.sides.items():
+            for name, found in values.items():
+                if found.nan or found.infinite:
+                    what = f"{found.nan:,} NaN and {found.infinite:,} infinite" if found.nan else f"{found.infinite:,} infinite"
+                    raise InputError(
+                        f"the {side}'s float32 values are not finite; the first node is {name}: {what} of {found.count:,} values; "
+                        "the checkpoint's weights do not work on these images, so no precision can"
+                    )
+
+
+def collect(
+    network: MGVQ, windows: Windows, key: str, *, path: Path | None = None, progress: Progress = lambda done, total: None
+) -> Ranges:
+    """The ranges of ``network`` on ``windows``: encoder on the pixels, decoder on the codes that the encoder gives for them.
+
+    Args:
+        key: hash of network and windows.
+        path: file that keeps the state; found with the same ``key``, it is continued, and otherwise replaced. The result does
+            not depend on where a run was stopped.
+
+    Raises:
+        InputError: an image cannot be used, all windows are of one flat colour, or a value is not finite.
+    """
+    ranges = _continued(path, key, windows.count)
+    if ranges.done == ranges.total:
+        ranges.check_finite()
+        return ranges
+    graphs: dict[str, SegmentedGraph] | None = None
+    batch = _batch(network, windows.size)
+    flat = ranges.done == 0
+    for number, pixels in enumerate(windows.batches(batch, ranges.done)):
+        if graphs is None:  # late: images that cannot be used are found out about first
+            graphs = _load(network, windows.size, batch)
+        flat = flat and all(window.min() == window.max() for window in pixels)
+        for side, name, values in _values(network, graphs, pixels):
+            ranges.sides[side].setdefault(name, TensorStatistics()).add(values)
+        ranges.done += len(pixels)
+        ranges.check_finite()
+        progress(ranges.done, ranges.total)
+        if path is not None and ranges.done < ranges.total and number % _SAVED_EVERY == _SAVED_EVERY - 1 and not flat:
+            ranges.save(path)
+    if flat:
+        raise InputError(
+            "every window is of one flat colour (black images?): ranges taken from them say nothing; give photos like those the model will see"
+        )
+    if path is not None:
+        ranges.save(path)
+    return ranges
+
+
+def _continued(path: Path | None, key: str, total: int) -> Ranges:
+    if path is not None and path.is_file():
+        found = Ranges.load(path)
+        if found.key == key and found.total == total:
+            return found
+    return Ranges(key, 0, total, {side: {} for side in SIDES})
+
+
+def _batch(network: MGVQ, size: int) -> int:
+    """Windows run together: fewer for wide networks, whose single values are large."""
+    widest = network.spec.widths[network.spec.first_stage] * size * size * 4
+    return max(1, min(_BATCH, _MEMORY // (8 * widest)))
+
+
+def _load(network: MGVQ, size: int, batch: int) -> dict[str, SegmentedGraph]:
+    f, channels = network.spec.downsample, network.spec.latent_channels
+    if size % f:
+        raise InputError(f"window size is {size}; {network.spec.name} needs a multiple of {f}: {max(f, size // f * f)} will do")
+    shapes = {"encoder": (batch, 3, size, size), "decoder": (batch, channels, size // f, size // f)}
+    weights = WeightStore()
+    return {
+        side: SegmentedGraph(build_graph(network, part, "fp32", weights), weights, shapes[side], _MEMORY)
+        for side, part in SIDES.items()
+    }
+
+
+def _values(network: MGVQ, graphs: Mapping[str, SegmentedGraph], pixels: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Side, name and values of everything computed for ``pixels`` uint8 [B, S, S, 3]."""
+    import torch
+
+    feed = output = np.concatenate([to_float(window) for window in pixels])
+    for side, graph in graphs.items():
+        yield side, graph.input, feed
+        for name, output in graph.run(feed):
+            yield side, name, output
+        if side == "encoder":
+            with torch.inference_mode():
+                codes = network.quantize.encode(torch.from_numpy(output))
+                feed = network.quantize.decode(codes).numpy()

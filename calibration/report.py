@@ -1,0 +1,84 @@
+"""The command ``calibrate``: options as the command line has them, files written, and what is said at the end."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mgvq_export.calibration.calibrate import DEFAULT_BUDGETS, Calibration, Options, Progress, calibrate
+from mgvq_export.calibration.tables import Table, summary, tables, to_dict
+from mgvq_export.errors import CheckFailed, InputError
+from mgvq_export.files import atomic_write_bytes
+from mgvq_export.precision import Budgets
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a calibration wrote and says: tables and notes of text, the same as JSON-ready facts, and the files."""
+
+    tables: list[Table]
+    notes: list[str]
+    facts: dict[str, Any]
+    files: list[Path]
+    misses: list[str] = field(default_factory=list)
+
+    def raise_if_failed(self) -> None:
+        """Raise :class:`CheckFailed` when the plan misses its budgets on the held-out images; the plan is written all the same."""
+        if self.misses:
+            raise CheckFailed(
+                f"on the held-out images the plan misses its budgets: {'; '.join(self.misses)}; ask for a margin, or calibrate on more images"
+            )
+
+
+def run(
+    bundle: Path,
+    images: Sequence[Path],
+    output: Path,
+    *,
+    precision: str,
+    parts: str,
+    checkpoint: str | None,
+    held_out: Sequence[Path],
+    report_dir: Path | None,
+    progress: Progress,
+    min_code_agreement: float | None,
+    min_psnr: float | None,
+    max_psnr_drop: float | None,
+    **options: Any,
+) -> Outcome:
+    """Calibrate, write the plan to ``output`` and the report into ``report_dir`` (``<plan>-report`` beside it when None)."""
+    if output.is_dir():
+        raise InputError(f"cannot write {output}: it is a folder; give the name of a file such as {output / 'plan.json'}")
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"cannot write {output}: there is no folder {output.absolute().parent}; create it first")
+    defaults = DEFAULT_BUDGETS.get(precision, Budgets())
+    asked = Budgets(min_code_agreement, min_psnr, max_psnr_drop)
+    budgets = replace(defaults, **{name: value for name, value in vars(asked).items() if value is not None})
+    wanted = Options(precision, budgets, tuple(part.strip() for part in parts.split(",")), **options)
+    folder = report_dir or output.with_name(f"{output.stem}-report")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about damaged files that it then refuses: one line is enough
+        found = calibrate(bundle, images, wanted, checkpoint=checkpoint, held_out=held_out, report_dir=folder, progress=progress)
+    files = _write(found, output, folder, progress)
+    return Outcome(tables(found), [summary(found), *found.notes], to_dict(found), files, found.held_out.misses(budgets))
+
+
+def _write(found: Calibration, output: Path, folder: Path, progress: Progress) -> list[Path]:
+    progress("report", 0.97)
+    found.plan.save(output)
+    report = folder / "report.json"
+    atomic_write_bytes(report, (json.dumps(to_dict(found), indent=2) + "\n").encode())
+    files = [output, report]
+    try:
+        from mgvq_export.calibration.plots import write_plots
+
+        files += write_plots(found, folder)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "matplotlib":
+            raise
+        found.notes.append("no plots: matplotlib is not installed: pip install 'mgvq-export[report]'")
+    return files

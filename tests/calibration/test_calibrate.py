@@ -1,0 +1,199 @@
+"""From images to a plan that export takes: deterministic, resumable, measured on other images, one clear line for bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checks import one_line
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import save_file
+
+from mgvq_export.calibration.calibrate import Options, calibrate, versus
+from mgvq_export.calibration.effects import Effect, Effects, Journal
+from mgvq_export.calibration.search import Point, Search
+from mgvq_export.cli import main
+from mgvq_export.errors import BundleError, InputError
+from mgvq_export.export.bundles import export_bundle
+from mgvq_export.export.plans import plan_nodes
+from mgvq_export.model.checkpoint import load_checkpoint
+from mgvq_export.precision import Budgets, NodePlan, PrecisionPlan
+
+LOOSE = Budgets(min_code_agreement=0.5, min_psnr=30, max_psnr_drop=1)
+QUICK = {"windows": 4, "window_size": 32, "search_windows": 2}
+
+
+def options(**values) -> Options:
+    return Options(**{"precision": "int8", "budgets": LOOSE, "base": "fp32", **QUICK, **values})
+
+
+@pytest.fixture(scope="session")
+def int8(small_bundle, photos, held_out_photo, tmp_path_factory):
+    """An int8 plan of the small network, and the folder with its state."""
+    folder = tmp_path_factory.mktemp("report")
+    return calibrate(small_bundle, photos, options(base="fp16"), held_out=[held_out_photo], report_dir=folder), folder
+
+
+def test_the_plan_holds_and_says_how_it_was_made(int8, small_bundle, photos, held_out_photo) -> None:
+    found, _ = int8
+    plan = found.plan
+    assert found.effect.holds(LOOSE) and found.held_out.holds(LOOSE)
+    assert found.shares["decoder"] > 0.5
+    quantized = {name: node for name, node in plan.nodes.items() if node.quantized}
+    assert quantized and all(name.startswith("decoder.") for name in quantized)
+    known = plan_nodes(load_checkpoint(small_bundle.manifest["source"]["name"]).network())
+    convs = [node for node in known.values() if node.op == "Conv" and node.side == "decoder" and node.quantizable]
+    assert convs[0].name not in quantized and convs[-1].name not in quantized
+    assert all(known[name].op in ("Conv", "Add") and node.reason.startswith("scale by") for name, node in quantized.items())
+    # Nodes that read one value share its scale, so that one pair of Quantize and Dequantize serves all.
+    scales: dict[str, set[float]] = {}
+    for name, node in quantized.items():
+        for position, scale in node.scales.items():
+            scales.setdefault(known[name].inputs[position], set()).add(scale)
+    assert all(len(one) == 1 for one in scales.values())
+    assert plan.made_for.codebook_sha256 == small_bundle.codebook_sha256
+    assert [image["name"] for image in plan.calibration["images"]] == [path.name for path in photos]
+    assert plan.calibration["held_out"][0]["name"] == held_out_photo.name
+    assert plan.measured["held_out"]["psnr"] == found.held_out.psnr
+    json.dumps(plan.to_dict(), allow_nan=False)
+
+
+def test_export_takes_the_plan(int8, small_checkpoint: Path, tmp_path: Path) -> None:
+    plan_file = tmp_path / "plan.json"
+    int8[0].plan.save(plan_file)
+    bundle = export_bundle(load_checkpoint(small_checkpoint), tmp_path / "bundle", plans=[PrecisionPlan.load(plan_file)])
+    assert bundle.precisions == ("fp32", "int8")
+
+
+def test_equal_runs_give_equal_plans(int8, small_bundle, photos, held_out_photo, tmp_path: Path) -> None:
+    again = calibrate(small_bundle, photos, options(base="fp16"), held_out=[held_out_photo], report_dir=tmp_path)
+    assert again.plan.to_bytes() == int8[0].plan.to_bytes()
+
+
+def test_an_interrupted_search_goes_on(int8, small_bundle, photos, held_out_photo, tmp_path: Path) -> None:
+    def stop(step: str, share: float) -> None:
+        if "3 in int8" in step:
+            raise KeyboardInterrupt
+
+    arguments = (small_bundle, photos, options(base="fp16"))
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(*arguments, held_out=[held_out_photo], report_dir=tmp_path, progress=stop)
+    journal = tmp_path / "measurements.jsonl"
+    before = journal.read_text().splitlines()
+    with journal.open("a") as file:
+        file.write('{"key": "cut o')  # as if the machine had stopped while writing
+    again = calibrate(*arguments, held_out=[held_out_photo], report_dir=tmp_path)
+    assert again.plan.to_bytes() == int8[0].plan.to_bytes()
+    assert len(before) > 3
+    keys = [json.loads(line)["key"] for line in journal.read_text().splitlines() if line.endswith("}")]
+    assert len(keys) == len(set(keys))  # nothing was measured twice
+
+
+def test_journal_keeps_infinite_figures(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    effects = {"a": Effect(1.0, np.inf, 0.0, 0.0), "b": Effect(0.0, -np.inf, np.inf, np.inf, False)}
+    for key, effect in effects.items():
+        Journal(path).add(key, effect)
+    assert {key: Journal(path).get(key) for key in effects} == effects
+    assert Journal(path).get("c") is None
+
+
+def test_effects_are_those_of_the_network(small_network, held_out_photo) -> None:
+    """A plan that changes one weight scale moves the picture by what float64 arithmetic on the quantized weights says."""
+    image = np.asarray(Image.open(held_out_photo))[:32, :48]
+    effects = Effects(small_network, [image], "key")
+    assert effects.measure(PrecisionPlan("none", "fp32", {})) == Effect(1.0, np.inf, 0.0, 0.0)
+    name = "decoder.stages.1.op_list.1.main.conv1.conv"
+    fine, coarse = (effects.measure(PrecisionPlan("one", "fp32", {name: NodePlan("int8", {0: scale})})) for scale in (0.1, 1.0))
+    assert fine.agreement == coarse.agreement == 1.0  # the encoder is untouched
+    assert fine.psnr > coarse.psnr + 6 and coarse.error > 4 * fine.error > 0
+    half = effects.measure(PrecisionPlan("half", "fp16", {}))
+    assert 0.9 < half.agreement <= 1 and half.psnr > 50
+
+
+def test_fp8_and_fp16_and_encoder(small_bundle, photos, held_out_photo) -> None:
+    fp8 = calibrate(small_bundle, photos, options(precision="fp8", parts=("decoder", "encoder")), held_out=[held_out_photo])
+    kinds = {name.split(".")[0]: node.precision for name, node in fp8.plan.nodes.items()}
+    assert kinds == {"decoder": "fp8", "encoder": "fp8"}
+    assert fp8.effect.agreement < 1 and fp8.effect.holds(LOOSE)
+    fp16 = calibrate(small_bundle, photos, options(precision="fp16"), held_out=[held_out_photo])
+    assert fp16.plan.base == "fp16" and all(node.precision == "fp32" for node in fp16.plan.nodes.values())
+
+
+def test_a_value_that_is_always_zero_is_left_alone(small_spec, small_checkpoint, photos, held_out_photo, tmp_path: Path) -> None:
+    tensors = dict(load_checkpoint(small_checkpoint).tensors)
+    for leaf in ("weight", "bias"):  # ReLU of a negative constant
+        name = f"decoder.stages.1.op_list.1.main.conv1.conv.{leaf}"
+        tensors[name] = torch.zeros_like(tensors[name]) - float(leaf == "bias")
+    save_file(tensors, tmp_path / "zero.safetensors", {"mgvq_spec": json.dumps(small_spec.to_dict())})
+    bundle = export_bundle(load_checkpoint(tmp_path / "zero.safetensors"), tmp_path / "zero")
+    found = calibrate(bundle, photos, options(), held_out=[held_out_photo])
+    assert "decoder.stages.1.op_list.1.main.conv2.conv" not in found.plan.nodes
+    assert any("main.conv1.act is left alone: all values are zero" in note for note in found.notes)
+
+
+def test_bad_input_is_one_line(small_bundle, photos, held_out_photo, tmp_path: Path) -> None:
+    def line(match: str, *arguments, error: type[Exception] = InputError, **more) -> None:
+        with pytest.raises(error, match=match) as raised:
+            calibrate(small_bundle, *arguments, **more)
+        assert one_line(str(raised.value))
+
+    line("no images to calibrate on", [], options())
+    line("is held out and among the calibration images", photos, options(), held_out=photos[:1])
+    line("other.png is 50x70, smaller than a window", [held_out_photo], options(window_size=64))
+    line("no convolution of the decoder can run in int8 within the budgets; the best, .* gives .* wanted at least 150", photos,
+         options(budgets=Budgets(min_psnr=150)), held_out=[held_out_photo])  # fmt: skip
+    (tmp_path / "file").write_text("in the way")
+    line("cannot make the folder", photos, options(), held_out=[held_out_photo], report_dir=tmp_path / "file")
+    for values, match in (
+        ({"precision": "int4"}, "choose fp16, int8, fp8"),
+        ({"parts": ("quantizer",)}, "choose decoder, encoder"),
+    ):
+        with pytest.raises(InputError, match=match):
+            options(**values)
+
+
+def test_a_bundle_without_its_checkpoint(small_bundle, photos, held_out_photo) -> None:
+    import copy
+
+    lost = copy.copy(small_bundle)
+    object.__setattr__(lost, "manifest", {**small_bundle.manifest, "source": {"name": "/nowhere/x.pt", "sha256": "0"}})
+    with pytest.raises(BundleError, match="calibration needs the network .* give it with --checkpoint") as raised:
+        calibrate(lost, photos, options(), held_out=[held_out_photo])
+    assert one_line(str(raised.value))
+
+
+def test_versus_says_who_wins() -> None:
+    def point(share: float, psnr: float) -> Point:
+        return Point((), share, Effect(1.0, psnr, 0.0, 1e-5))
+
+    found = Search([], [point(0, 90), point(0.5, 60), point(0.9, 50)], None)
+    assert "the search beats it: 90.0% at 50.00 dB" in versus(found, 0.8, point(0, 48).effect)
+    assert "does not beat it: 50.0%" in versus(found, 0.8, point(0, 55).effect)
+    assert "does not beat it" in versus(found, 0.9, point(0, 50).effect)
+    assert "2.00 dB more" in versus(found, 0.9, point(0, 48).effect)
+
+
+def test_command_line(small_bundle, photos, held_out_photo, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    arguments = ["calibrate", str(small_bundle.path), str(photos[0].parent), "-o", str(plan), "--held-out", str(held_out_photo)]
+    arguments += ["--windows", "4", "--window-size", "32", "--search-windows", "2", "--base", "fp32", "--min-psnr", "30"]
+    result = CliRunner().invoke(main, [*arguments, "--max-psnr-drop", "1"])
+    assert result.exit_code == 0, result.output
+    assert PrecisionPlan.load(plan).budgets == Budgets(0.985, 30, 1)
+    report = tmp_path / "plan-report"
+    assert {path.name for path in report.iterdir()} == {
+        "ranges.json", "measurements.jsonl", "report.json", "ranges-encoder.png", "ranges-decoder.png", "curve-decoder.png"
+    }  # fmt: skip
+    assert "of the decoder's convolution work in int8" in result.output and "held-out images" in result.output
+    # Again, from the journal, as JSON
+    again = CliRunner().invoke(main, [*arguments, "--max-psnr-drop", "1", "--json"])
+    assert json.loads(again.stdout)["held_out"] == json.loads((report / "report.json").read_text())["held_out"]
+    # Missed on the held-out image only: the plan is there, the exit code says so
+    wrong = CliRunner().invoke(main, [*arguments, "--max-psnr-drop", "-1"])
+    assert wrong.exit_code == 2 and one_line(wrong.stderr)
+    assert CliRunner().invoke(main, ["calibrate", str(small_bundle.path), "-o", str(plan)]).exit_code == 2
+    folder = CliRunner().invoke(main, ["calibrate", str(small_bundle.path), str(photos[0]), "-o", str(tmp_path)])
+    assert folder.exit_code == 2 and "it is a folder" in folder.stderr
