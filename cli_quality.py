@@ -87,3 +87,57 @@ def eval(bundle: Path, dataset: Path, output: Path, as_json: bool, debug: bool, 
         echo_table(*table, title=title)
         click.echo()
     click.echo("\n".join([*results.remarks(), *map(str, files)]))
+
+
+@verb(
+    BUNDLE,
+    click.argument("images", nargs=-1, type=click.Path(path_type=Path)),
+    click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The plan, a JSON file."),
+    click.option("--precision", default="int8", show_default=True, help="fp16, int8, or fp8 (experimental)."),
+    click.option("--checkpoint", help="What the bundle was exported from. [default: the file it was exported from]"),
+    click.option("--min-code-agreement", type=float, help="Share of codes equal to fp32's. [default: 0.985; fp16: 0.99]"),
+    click.option("--min-psnr", type=float, help="dB, decoder against fp32 on the same codes. [default: 38; fp16: 50]"),
+    click.option("--max-psnr-drop", type=float, help="dB lost against the photos. [default: 0.15; fp16: 0.01]"),
+    click.option(
+        "--parts", default="decoder", show_default=True, help="What goes into 8 bits: decoder, encoder, or both with a comma."
+    ),
+    click.option("--base", default="fp16", show_default=True, help="Type of the rest in an 8-bit plan: fp16 or fp32."),
+    click.option(
+        "--measured-islands", is_flag=True, help="Norms and attention may be fp16; only for images no larger than a window."
+    ),
+    click.option(
+        "--held-out",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="Image or folder to measure on. [default: sample photos]",
+    ),
+    click.option("--windows", type=int, default=64, show_default=True, help="Windows that ranges are taken from."),
+    click.option("--window-size", type=int, default=256, show_default=True, help="Their side in pixels."),
+    click.option("--search-windows", type=int, default=8, show_default=True, help="How many of them plans are measured on."),
+    click.option(
+        "--report-dir", type=click.Path(path_type=Path, file_okay=False), help="Report, plots, state. [default: beside the plan]"
+    ),
+)
+def calibrate(
+    bundle: Path, images: tuple[Path, ...], output: Path, held_out: tuple[Path, ...], as_json: bool, debug: bool, **options: Any
+) -> None:
+    """Choose a precision for every node by measuring on IMAGES (files and folders), and write the plan.
+
+    \b
+    mgvq-export calibrate bundle photos -o int8.json --min-psnr 45
+    mgvq-export export checkpoint.pt -o bundle-int8 --precision fp32 --plan int8.json
+
+    An interrupted run goes on where it stopped.
+    """
+    from mgvq_export.calibration.report import run
+
+    with progress_bar("calibrate", 1000) as update:
+        found = run(bundle, images, output, held_out=held_out, progress=lambda step, share: update(step, 1000 * share), **options)
+    if as_json:
+        echo_json(found.facts)
+    else:
+        for title, columns, rows in found.tables:
+            echo_table(columns, rows, title=title)
+            click.echo()
+        click.echo("\n".join([*found.notes, *map(str, found.files)]))
+    found.raise_if_failed()
