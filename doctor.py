@@ -35,7 +35,7 @@ def examine() -> dict[str, Any]:
     return {
         "system": {"python": platform.python_version(), "platform": platform.platform(), "gpu": _gpu()},
         "packages": packages,
-        "backends": [_export(), _fused_kernel(), *_onnxruntime(), _engines()],
+        "backends": [_export(), _fused_kernel(), *_onnxruntime(), *_tensorrt()],
     }
 
 
@@ -65,18 +65,53 @@ def _export() -> dict[str, Any]:
     return _backend("export", True, f"torch {package_version('torch')}, onnx {package_version('onnx')}")
 
 
-def _engines() -> dict[str, Any]:
+#: Where TensorRT comes from. The extra brings TensorRT 11 or newer for CUDA 13; an older driver needs another package.
+GET_TENSORRT = (
+    "pip install 'mgvq-export[tensorrt]' (x86-64, NVIDIA GPU of compute capability 7.5 or later; with a driver of CUDA 12: "
+    "pip install tensorrt-cu12), or start from NVIDIA's container nvcr.io/nvidia/tensorrt"
+)
+_AS_ABOVE = "needs a GPU and TensorRT that run engines: see the line above"
+
+
+def _tensorrt() -> list[dict[str, Any]]:
+    """Running engines, and building them, which takes more."""
     from mgvq_export.errors import BackendError
+    from mgvq_export.ops.trt_machine import find_machine
 
+    names = ("tensorrt", "build (TensorRT)")
+    packages = {"TensorRT": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), "cuda-bindings": ("cuda-bindings",)}
+    missing = [what for what, any_of in packages.items() if not any(map(package_version, any_of)) and not _importable(any_of[0])]
+    if missing:
+        gpu = "" if _gpu() else "; no NVIDIA GPU or driver is found either: check that nvidia-smi lists one"
+        needs = f"needs {' and '.join(missing)}: {GET_TENSORRT}{gpu}"
+        return [_backend(names[0], False, needs), _backend(names[1], False, _AS_ABOVE)]
     try:
-        from mgvq_export.ops.trt_machine import find_machine
-
         machine = find_machine()
-    except ImportError as error:
-        return _backend("build (TensorRT)", False, f"needs {error.name}: pip install 'mgvq-export[export,tensorrt]'")
     except BackendError as error:
-        return _backend("build (TensorRT)", False, str(error))
-    return _backend("build (TensorRT)", True, f"TensorRT {machine.tensorrt}, {machine.gpu}")
+        return [_backend(names[0], False, str(error)), _backend(names[1], False, _AS_ABOVE)]
+    return [_backend("tensorrt", True, f"{machine}; build engines with: mgvq-export build BUNDLE --shape HxW"), _build(names[1])]
+
+
+def _importable(package: str) -> bool:
+    """Whether a module of that name is there although no such package is: NVIDIA's containers install TensorRT their own way."""
+    import importlib.util
+
+    name = {"cuda-bindings": "cuda"}.get(package, package)
+    return importlib.util.find_spec(name) is not None
+
+
+def _build(name: str) -> dict[str, Any]:
+    from mgvq_export.errors import BackendError
+    from mgvq_export.ops.cuda_kernel import driver_problem, driver_version, nvrtc_version
+
+    if package_version("onnx") is None:
+        return _backend(name, False, "needs onnx: pip install 'mgvq-export[export,tensorrt]'")
+    try:
+        nvrtc = nvrtc_version()
+    except BackendError as error:
+        return _backend(name, False, str(error))
+    problem = driver_problem(nvrtc, driver_version())
+    return _backend(name, problem is None, problem or f"NVRTC {nvrtc[0]}.{nvrtc[1]}")
 
 
 def _onnxruntime() -> list[dict[str, Any]]:

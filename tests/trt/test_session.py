@@ -152,14 +152,17 @@ def test_groups(bundle, fake, images, wanted, tiny_bundle):
             assert np.array_equal(tokenizer.decode(tokens, groups=groups), other.decode(tokens, groups=groups))
 
 
-def test_results_are_the_callers_own(bundle, fake, images, wanted):
+def test_results_are_the_callers_own(bundle, fake):
     fake()
+    image = np.zeros((*SMALL, 3), np.uint8)
     with open_fp32(bundle) as tokenizer:
-        first = tokenizer.encode(images[LARGE])
-        pixels = tokenizer.decode(wanted[LARGE][0])
-        tokenizer.encode(255 - images[LARGE])
-        tokenizer.decode(tokenizer.encode(255 - images[LARGE]))
-    assert np.array_equal(first.codes, wanted[LARGE][0].codes) and np.array_equal(pixels, wanted[LARGE][1])
+        pipeline = tokenizer.pipeline
+        plans = pipeline.encode_plan(SMALL), pipeline.decode_plan(SMALL)
+        codes = pipeline.encode(image, plans[0])
+        pixels = pipeline.decode(codes, 4, plans[1])
+        kept = codes.copy(), pixels.copy()
+        assert (pipeline.decode(pipeline.encode(255 - image, plans[0]), 4, plans[1]) != pixels).any()
+    assert np.array_equal(codes, kept[0]) and np.array_equal(pixels, kept[1])
 
 
 # ---- calls
@@ -335,6 +338,7 @@ def test_an_error_that_is_only_recorded_is_an_error(bundle, fake, images):
         with pytest.raises(BackendError, match="numbers went wrong of more than one line") as error:
             tokenizer.encode(images[SMALL])
         one_line(error)
+        assert gpu.queue == []  # what was queued before is waited for
         tokenizer.encode(images[SMALL])
 
 
