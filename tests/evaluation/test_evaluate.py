@@ -114,6 +114,7 @@ with Tokenizer.open(bundle, backend="ort-cpu", precision="fp32", threads=1) as t
 """
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_killed_and_run_again(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL after a random number of images, the last line cut at a random byte: the second run does the rest only."""
     photos = make_photos(tmp_path / "photos", 12)
