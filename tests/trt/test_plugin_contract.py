@@ -13,7 +13,7 @@ from mgvq_export.ops import trt_plugin
 
 ROOT = Path(mgvq_export.__file__).parent
 #: Every module that may speak to TensorRT, in one place; the patterns take in modules added later.
-PATTERNS = ("ops/trt_*.py", "export/engines*.py", "export/trt*.py", "runtime/trt*.py", "bench/gpu*.py")
+PATTERNS = ("ops/trt_*.py", "export/engines*.py", "export/trt*.py", "runtime/trt*.py", "bench/gpu*.py", "examples/embed_trt.py")
 SOURCES = sorted({path for pattern in PATTERNS for path in ROOT.glob(pattern)})
 versions = pytest.mark.parametrize("version", stubs.BINDINGS)
 
