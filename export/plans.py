@@ -63,7 +63,7 @@ def plan_nodes(network: MGVQ) -> dict[str, PlanNode]:
 
 def check_plan(plan: PrecisionPlan, network: MGVQ) -> None:
     """Raises :class:`InputError` when ``plan`` names a node that the network does not have, or that cannot run as it says."""
-    known = plan_nodes(network)
+    known = {name for part in SIDES for name in fill_graph(network, part, plan, _ShapesOnly()).choices}
     for name in plan.nodes:
         if name in known:
             continue
@@ -71,12 +71,10 @@ def check_plan(plan: PrecisionPlan, network: MGVQ) -> None:
             raise InputError(
                 f"plan {plan.name} names {name}: the quantizer's graph is left as it is, since codes are exact; remove it"
             )
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+        near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.0)
         raise InputError(
             f"plan {plan.name} names the node {name}, which {network.spec.name} does not have; nearest: {', '.join(near)}"
         )
-    for part in SIDES:
-        fill_graph(network, part, plan, _ShapesOnly())  # refuses what a node cannot do
 
 
 def _nodes(network: MGVQ, part: Part) -> dict[str, PlanNode]:

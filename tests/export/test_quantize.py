@@ -1,5 +1,7 @@
 """Graphs written by a precision plan: the arithmetic against numpy, where Q/DQ stand, what stays as it was, and what is refused."""
 
+import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +10,11 @@ import numpy as np
 import onnx
 import pytest
 from checks import one_line
+from click.testing import CliRunner, Result
 from onnx import TensorProto, numpy_helper
 
 from mgvq_export.bundle import Bundle
+from mgvq_export.cli import main
 from mgvq_export.errors import BundleError, InputError
 from mgvq_export.export import eight_bit
 from mgvq_export.export.builder import FLOAT, FLOAT16, GraphBuilder, WeightStore
@@ -24,8 +28,8 @@ from mgvq_export.model.checkpoint import load_checkpoint
 from mgvq_export.model.network import MGVQ
 from mgvq_export.model.synthetic import synthetic_image
 from mgvq_export.parity.metrics import psnr, relative_l2
-from mgvq_export.precision import LARGEST, MadeFor, NodePlan, PrecisionPlan
-from mgvq_export.runtime.images import to_uint8
+from mgvq_export.precision import LARGEST, Budgets, MadeFor, NodePlan, PrecisionPlan
+from mgvq_export.runtime.images import to_float, to_uint8
 from mgvq_export.runtime.ort import OrtSession
 from mgvq_export.runtime.tokenizer import Tokenizer
 from mgvq_export.spec import TRUNKS, Part
@@ -526,12 +530,17 @@ def test_graphs_in_memory_are_those_on_disk(bundle: Bundle, tiny_network: MGVQ, 
     assert relative_l2(pixels, wanted) < 1e-2
 
 
-@pytest.mark.parametrize("precision", ["int8", "int8-all", "fp8"])
-def test_engine_graphs_of_a_plan(precision: str, bundle: Bundle, feeds: dict[Part, np.ndarray], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "part"),
+    [("int8", Part.DECODER), ("int8-all", Part.DECODER), ("int8-all", Part.ENCODER), ("fp8", Part.DECODER)],
+)
+def test_engine_graphs_of_a_plan(
+    precision: str, part: Part, bundle: Bundle, feeds: dict[Part, np.ndarray], rng: np.random.Generator, tmp_path: Path
+) -> None:
     """What TensorRT is given: Q/DQ and 8-bit weights stay, images become uint8, and the numbers are the runtime's."""
     import onnxruntime as ort
 
-    path = bundle.graph_path(precision, Part.DECODER)
+    path = bundle.graph_path(precision, part)
     changed = tmp_path / "changed.onnx"
     changed.write_bytes(engine_graph(path).model)
     (tmp_path / "weights.bin").write_bytes((path.parent / "weights.bin").read_bytes())
@@ -542,9 +551,45 @@ def test_engine_graphs_of_a_plan(precision: str, bundle: Bundle, feeds: dict[Par
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     plain, engine = (ort.InferenceSession(str(p), options, providers=["CPUExecutionProvider"]) for p in (path, changed))
+    if part is Part.ENCODER:
+        images = rng.integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
+        floats = np.concatenate([to_float(image) for image in images])
+        (expected,), found = plain.run(None, {"image": floats}), engine.run(["latent"], {"image": images})[0]
+        np.testing.assert_array_equal(found, expected)
+        return
     (source,) = plain.get_inputs()
-    x = feeds[Part.DECODER].astype(np.float16 if source.type == "tensor(float16)" else np.float32)
+    x = feeds[part].astype(np.float16 if source.type == "tensor(float16)" else np.float32)
     expected = np.stack([to_uint8(one) for one in plain.run(None, {"quantized": x})[0].astype(np.float32)])
     found = engine.run(["image"], {"quantized": x})[0]
     # ONNX Runtime computes float16 graphs in float32 and rounds where a value leaves: the image does so in one of them only.
     assert np.abs(found.astype(int) - expected).max() <= (1 if source.type == "tensor(float16)" else 0)
+
+
+# ---- commands
+
+
+def test_commands(bundle: Bundle, tiny_checkpoint_file: Path, tmp_path: Path) -> None:
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(main, [*map(str, arguments)])
+
+    plan = PrecisionPlan("mine", "fp16", {RES: NodePlan("fp8", {0: 0.5}, reason="to try")}, MadeFor("tiny"), Budgets(min_psnr=38))
+    plan.save(tmp_path / "plan.json")
+    shown = run("inspect", tmp_path / "plan.json")
+    assert shown.exit_code == 0 and "fp8 (experimental)" in shown.stdout and "min psnr 38" in shown.stdout
+    assert RES in shown.stdout and "0: 0.5" in shown.stdout and "to try" in shown.stdout
+    assert json.loads(run("inspect", tmp_path / "plan.json", "--json").stdout)["plan"] == plan.to_dict()
+
+    exported = run("export", tiny_checkpoint_file, "-o", tmp_path / "b", "--precision", "fp16", "--plan", tmp_path / "plan.json")
+    assert exported.exit_code == 0 and "tiny, fp16 + mine" in exported.stdout, exported.output
+    assert Bundle.open(tmp_path / "b").plan("mine") == plan
+    shown = run("inspect", tmp_path / "b")
+    assert "mine/plan.json" in shown.stdout and "Precision plans" in shown.stdout and "1 fp8" in shown.stdout
+
+    for arguments, match in (
+        (("--plan", tmp_path / "none.json"), "cannot read .*none.json: no such file"),
+        (("--plan", tiny_checkpoint_file), "no valid JSON|cannot read"),
+        (("--precision", "int8"), "int8 needs a plan"),
+    ):
+        refused = run("export", tiny_checkpoint_file, "-o", tmp_path / "c", *arguments)
+        assert refused.exit_code == 2 and re.search(match, refused.stderr), refused.output
+        assert one_line(refused.stderr) and not (tmp_path / "c").exists()

@@ -17,11 +17,14 @@ from mgvq_export.bundle import Bundle
 from mgvq_export.cli import main
 from mgvq_export.errors import BackendError, BundleError, InputError, MgvqError
 from mgvq_export.export import engines, trt_builder
+from mgvq_export.export.bundles import export_bundle
 from mgvq_export.export.engine_cache import BuildCache, find_engine, reuse_reason
 from mgvq_export.export.engine_options import TILED_PARTS, UNTILED_PARTS, BuildOptions, Profile, parse_size, profiles
 from mgvq_export.files import sha256_file
+from mgvq_export.model.checkpoint import load_checkpoint
 from mgvq_export.ops import trt_machine
 from mgvq_export.ops.trt_machine import Machine
+from mgvq_export.precision import NodePlan, PrecisionPlan
 from mgvq_export.spec import Part
 
 SHAPES = ((64, 96),)
@@ -203,6 +206,23 @@ def test_all_default_engines_and_their_records(bundle, cache, trt):
     assert encoder["graph_sha256"] == bundle.graph("fp16", Part.ENCODER)["sha256"] and encoder["kernel"] is None
     assert by_part["quantizer"]["kernel"].keys() == {"source_sha256", "nvrtc", "architecture"}
     assert [name for name in files(bundle.path) if "/.mgvq" in name or name.startswith(".mgvq")] == []
+
+
+def test_engines_of_a_precision_plan(tiny_checkpoint_file, tmp_path, cache, trt):
+    def export(scale):
+        nodes = {"decoder.stages.1.op_list.1.main.conv1.conv": NodePlan("int8", {0: scale})}
+        plans = [PrecisionPlan("int8", "fp16", nodes)]
+        return export_bundle(
+            load_checkpoint(tiny_checkpoint_file), tmp_path / "planned", precisions=(), plans=plans, replace=True
+        )
+
+    options = BuildOptions(precision="int8", shapes=SHAPES, parts=(Part.DECODER,))
+    (engine,) = build(export(0.01), cache, options)
+    assert engine.record["file"] == "engines/nvidia-h200-trt11.4.0.106/int8/decoder.engine"
+    assert trt.of("parse") == [(str(tmp_path / "planned" / "int8" / "decoder.onnx"),)]  # where TensorRT finds the 8-bit weights
+    assert engine.record["inputs"][0]["dtype"] == "float16"
+    (changed,) = build(export(0.02), cache, options)
+    assert changed.record["graph_sha256"] != engine.record["graph_sha256"] and not changed.reused
 
 
 def test_progress_tells_phase_share_and_estimate(bundle, cache, trt):
