@@ -83,15 +83,15 @@ def main() -> None:
     """
 
 
-def verb(*options: Callable) -> Callable:
-    """A command with ``options`` and, last, ``--json`` and ``--debug``."""
+def verb(*options: Callable, group: click.Group | None = None) -> Callable:
+    """A command of ``group`` (of the program when None) with ``options`` and, last, ``--json`` and ``--debug``."""
 
     def decorate(function: Callable) -> click.Command:
         debug = click.option("--debug", is_flag=True, expose_value=True, help="Show tracebacks.")
         as_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON on standard output.")
         for option in (debug, as_json, *reversed(options)):
             function = option(function)
-        return main.command(cls=Verb)(function)
+        return (group or main).command(cls=Verb)(function)
 
     return decorate
 
