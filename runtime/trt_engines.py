@@ -7,7 +7,7 @@ first, what lies outside a bundle is loaded only when the user trusts it, and ho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +38,7 @@ class LoadedEngine:
         record: its entry in the bundle's manifest; None for a file of no bundle.
         name: what messages call it, e.g. ``fp16/encoder``.
         inputs, outputs: numpy dtypes by name.
+        loader: TensorRT's runtime and error recorder, which must live as long as the engine.
     """
 
     engine: Any
@@ -45,6 +46,7 @@ class LoadedEngine:
     name: str
     inputs: dict[str, np.dtype]
     outputs: dict[str, np.dtype]
+    loader: EngineLoader = field(repr=False)
 
 
 def engine_problems(record: Mapping[str, Any], machine: Machine) -> list[str]:
@@ -148,7 +150,7 @@ def load_engine(path: PathLike, *, trust: bool = False, allow_host_code: bool = 
 
 
 class EngineLoader:
-    """TensorRT's runtime on this machine. Keep it as long as its engines.
+    """TensorRT's runtime on this machine.
 
     Raises BackendError, as all methods do, when TensorRT does not start.
     """
@@ -204,7 +206,7 @@ class EngineLoader:
                 raise BackendError(f"the engine {name} wants {tensor} in host memory; build it again with this release")
             side = inputs if engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT else outputs
             side[tensor] = _dtype(trt, engine.get_tensor_dtype(tensor), name)
-        return LoadedEngine(engine, record, name, inputs, outputs)
+        return LoadedEngine(engine, record, name, inputs, outputs, self)
 
 
 def _dtype(trt: ModuleType, dtype: Any, name: str) -> np.dtype:

@@ -29,6 +29,7 @@ _log = logging.getLogger("mgvq_export")
 
 MOST_STEPS = 24  # contexts kept, each with a graph; an image size takes at most 12: both directions, two cuts, last batches
 _SCRATCH = "scratch"
+_LEAST_SCRATCH = 256  # bytes
 _REPORT = "run mgvq-export doctor, and report it"
 
 
@@ -56,15 +57,15 @@ class Step:
         scratch_bytes: scratch memory it needs while it runs.
     """
 
-    def __init__(self, loader: EngineLoader, loaded: LoadedEngine, profile: int, inputs: Mapping[str, Shape], cuda: Cuda):
-        self._loader, self._loaded, self._cuda = loader, loaded, cuda
+    def __init__(self, loaded: LoadedEngine, profile: int, inputs: Mapping[str, Shape], cuda: Cuda):
+        self._loader, self._loaded, self._cuda = loaded.loader, loaded, cuda
         self.dtypes = loaded.inputs | loaded.outputs
         self._graph: Any = None
         self._warm = False  # whether it has run since shapes or addresses changed
         self._capturable = True
         self._addresses: dict[str, int] = {}
-        loader.errors.clear()
-        strategy = loader.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._loader.errors.clear()
+        strategy = self._loader.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._context = context = loaded.engine.create_execution_context(strategy)
         self._check(context is not None, "make a context")
         self._check(context.set_optimization_profile_async(profile, cuda.stream), f"take profile {profile}")
@@ -73,7 +74,8 @@ class Step:
         self._check(not context.infer_shapes(), "infer its shapes")
         self.shapes: dict[str, Shape] = {name: tuple(context.get_tensor_shape(name)) for name in self.dtypes}
         self._check(all(side >= 0 for shape in self.shapes.values() for side in shape), "infer its shapes")
-        self.scratch_bytes = int(context.update_device_memory_size_for_shapes())
+        # Not nothing: a context whose engine takes scratch memory at some shape must be given some at every shape.
+        self.scratch_bytes = max(_LEAST_SCRATCH, int(context.update_device_memory_size_for_shapes()))
         self._check(True, "tell its scratch memory")
 
     def nbytes(self, name: str) -> int:
@@ -88,8 +90,7 @@ class Step:
         self._drop_graph()
         self._warm, self._addresses = False, {}
         self._loader.errors.clear()
-        if self.scratch_bytes:
-            self._context.set_device_memory(scratch.address, scratch.size)
+        self._context.set_device_memory(scratch.address, scratch.size)
         for name in self.dtypes:
             self._check(self._context.set_tensor_address(name, addresses[name]), f"take the address of {name}")
         self._addresses = wanted
@@ -189,7 +190,7 @@ class TensorRtSession:
                 self.cuda.synchronize()
                 _, oldest = self._steps.popitem(last=False)
                 oldest.close()
-            self._steps[key] = Step(self._loader, loaded, profile, inputs, self.cuda)
+            self._steps[key] = Step(loaded, profile, inputs, self.cuda)
         self._steps.move_to_end(key)
         return self._steps[key]
 
