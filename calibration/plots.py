@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mgvq_export.calibration.calibrate import Calibration
 
 _DPI = 130
+_LABELS = 50  # at most, along the axis of the values
 
 
 def write_plots(found: Calibration, folder: Path) -> list[Path]:
@@ -60,16 +61,28 @@ def ranges_figure(values: Mapping[str, TensorStatistics], side: str) -> Figure:
     axes.text(0, FP16_MAX * 1.15, "largest float16", fontsize=8)
     axes.axhline(FP16_NORMAL, color="black", linewidth=0.8, linestyle="--")
     axes.text(0, FP16_NORMAL * 1.15, "below: float16 loses bits", fontsize=8)
-    blocks = [".".join(name.split("/")[0].split(".")[:4]) for name in values]
-    starts = [index for index, block in enumerate(blocks) if index == 0 or block != blocks[index - 1]]
-    axes.set_xticks(starts, [blocks[index] for index in starts], rotation=60, ha="right", fontsize=7)
+    ticks = _block_starts(list(values))
+    axes.set_xticks(list(ticks), list(ticks.values()), rotation=60, ha="right", fontsize=7)
     axes.set_xlim(-1, len(rows))
     axes.set_yscale("log")
     axes.set_ylabel("magnitude")
     axes.set_title(f"Values of the {side}, input to output ({rows[0].count:,} input values)", fontsize=10)
-    axes.legend(loc="upper right", fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=8)
     axes.grid(alpha=0.3)
     return figure
+
+
+def _block_starts(names: Sequence[str]) -> dict[int, str]:
+    """Index of the first value of every block of layers -> the block's name; none so close that labels overlap."""
+    found: dict[int, str] = {}
+    last = ""
+    for index, name in enumerate(names):
+        parts = name.split("/")[0].split(".")
+        block = ".".join(parts[: 5 if "stages" in parts else 2])
+        if block != last and (not found or index - max(found) >= len(names) / _LABELS):
+            found[index] = block
+        last = block
+    return found
 
 
 def curve_figure(found: Calibration, side: str, one: Search) -> Figure:

@@ -64,7 +64,9 @@ def run(
         warnings.simplefilter("ignore")  # Pillow warns about damaged files that it then refuses: one line is enough
         found = calibrate(bundle, images, wanted, checkpoint=checkpoint, held_out=held_out, report_dir=folder, progress=progress)
     files = _write(found, output, folder, progress)
-    return Outcome(tables(found), [summary(found), *found.notes], to_dict(found), files, found.held_out.misses(budgets))
+    return Outcome(
+        tables(found), [summary(found), *found.notes], to_dict(found), files, found.held_out.misses(budgets, worst=True)
+    )
 
 
 def _write(found: Calibration, output: Path, folder: Path, progress: Progress) -> list[Path]:

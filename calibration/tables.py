@@ -12,7 +12,7 @@ from mgvq_export.calibration.search import Point, pareto
 #: Title, columns and rows of text.
 Table = tuple[str, tuple[str, ...], list[list[str]]]
 
-_EFFECT = ("codes equal", "PSNR to fp32", "PSNR lost")
+_EFFECT = ("codes equal", "PSNR to fp32", "PSNR lost", "at worst")
 
 
 def tables(found: Calibration) -> list[Table]:
@@ -75,8 +75,8 @@ def summary(found: Calibration) -> str:
 
 def _cells(effect: Effect) -> Sequence[str]:
     if not effect.finite:
-        return ("values not finite", "", "")
-    return (f"{effect.agreement:.2%}", f"{effect.psnr:.2f} dB", f"{effect.drop:.3f} dB")
+        return ("values not finite", "", "", "")
+    return (f"{effect.agreement:.2%}", f"{effect.psnr:.2f} dB", f"{effect.drop:.3f} dB", f"{effect.worst_drop:.3f} dB")
 
 
 def _added(point: Point) -> str:

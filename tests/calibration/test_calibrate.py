@@ -93,7 +93,7 @@ def test_an_interrupted_search_goes_on(int8, small_bundle, photos, held_out_phot
 
 def test_journal_keeps_infinite_figures(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    effects = {"a": Effect(1.0, np.inf, 0.0, 0.0), "b": Effect(0.0, -np.inf, np.inf, np.inf, False)}
+    effects = {"a": Effect(1.0, np.inf, 0.0, 0.0, 0.0), "b": Effect(0.0, -np.inf, np.inf, np.inf, np.inf, False)}
     for key, effect in effects.items():
         Journal(path).add(key, effect)
     assert {key: Journal(path).get(key) for key in effects} == effects
@@ -104,7 +104,7 @@ def test_effects_are_those_of_the_network(small_network, held_out_photo) -> None
     """A plan that changes one weight scale moves the picture by what float64 arithmetic on the quantized weights says."""
     image = np.asarray(Image.open(held_out_photo))[:32, :48]
     effects = Effects(small_network, [image], "key")
-    assert effects.measure(PrecisionPlan("none", "fp32", {})) == Effect(1.0, np.inf, 0.0, 0.0)
+    assert effects.measure(PrecisionPlan("none", "fp32", {})) == Effect(1.0, np.inf, 0.0, 0.0, 0.0)
     name = "decoder.stages.1.op_list.1.main.conv1.conv"
     fine, coarse = (effects.measure(PrecisionPlan("one", "fp32", {name: NodePlan("int8", {0: scale})})) for scale in (0.1, 1.0))
     assert fine.agreement == coarse.agreement == 1.0  # the encoder is untouched
@@ -167,7 +167,7 @@ def test_a_bundle_without_its_checkpoint(small_bundle, photos, held_out_photo) -
 
 def test_versus_says_who_wins() -> None:
     def point(share: float, psnr: float) -> Point:
-        return Point((), share, Effect(1.0, psnr, 0.0, 1e-5))
+        return Point((), share, Effect(1.0, psnr, 0.0, 0.0, 1e-5))
 
     found = Search([], [point(0, 90), point(0.5, 60), point(0.9, 50)], None)
     assert "the search beats it: 90.0% at 50.00 dB" in versus(found, 0.8, point(0, 48).effect)

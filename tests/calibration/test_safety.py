@@ -109,7 +109,7 @@ def test_harm_of_a_node_alone(small_network, windows: Windows) -> None:
 
 
 def effect(agreement: float) -> Effect:
-    return Effect(agreement, 60.0, 0.0, 0.0)
+    return Effect(agreement, 60.0, 0.0, 0.0, 0.0)
 
 
 def test_smallest_set() -> None:

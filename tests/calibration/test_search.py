@@ -16,7 +16,7 @@ ITEMS = [Item(name, work) for name, (work, _) in PROBLEM.items()]
 
 
 def effect_of(error: float) -> Effect:
-    return Effect(1.0, 10 * math.log10(4 / error) if error else math.inf, 0.0, error)
+    return Effect(1.0, 10 * math.log10(4 / error) if error else math.inf, 0.0, 0.0, error)
 
 
 def added(names: Sequence[str]) -> Effect:
@@ -60,7 +60,7 @@ def test_what_was_estimated_is_measured() -> None:
 def test_nothing_fits() -> None:
     assert search(ITEMS, 10.5, added, Budgets(min_psnr=90)).chosen is None
     broken = search(
-        ITEMS, 10.5, lambda names: Effect(0, -math.inf, math.inf, math.inf, False) if names else effect_of(0), Budgets()
+        ITEMS, 10.5, lambda names: Effect(0, -math.inf, math.inf, math.inf, math.inf, False) if names else effect_of(0), Budgets()
     )
     assert broken.chosen is None
 
