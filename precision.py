@@ -263,7 +263,9 @@ def _node(name: str, entry: Any) -> NodePlan:
         if not isinstance(weight_scales, list):
             raise InputError(f"weight_scales is {weight_scales!r}; wanted a list, empty to take them from the weights")
         # JSON has text as keys only.
-        positions = {int(key) if isinstance(key, str) and key.isdecimal() else key: value for key, value in scales.items()}
+        positions: dict[Any, Any] = {
+            int(key) if isinstance(key, str) and key.isdecimal() else key: value for key, value in scales.items()
+        }
         return NodePlan(values["precision"], positions, tuple(weight_scales), str(values.get("reason") or ""))
     except InputError as error:
         raise InputError(f"node {name}: {error}") from None
