@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mgvq_export.bench.flops import graph_flops
-from mgvq_export.bench.peers import CeilingJob, PeerOptions, build_peer, check_peers
+from mgvq_export.bench.peers import CEILING_SIDE, CeilingJob, PeerOptions, build_peer, check_peers
 from mgvq_export.bench.processes import Contestant, measure, reason
 from mgvq_export.bench.record import CEILING, Entry, Results, describe_bundle
 from mgvq_export.bench.stages import TimedSessions, overhead
@@ -185,7 +185,7 @@ def _contestants(bundle: Bundle, options: BenchOptions, cases: Sequence[Case], i
     for name in options.against:
         peer = PeerOptions(bundle.path, image, first.precision, first.backend, options.threads, options.checkpoint)
         found.append(Contestant(name, build_peer, (name, peer), optional=True))
-    return [*found, Contestant(CEILING, CeilingJob, (first.backend, first.precision), optional=True)]
+    return [*found, Contestant(CEILING, CeilingJob, (first.backend, first.precision, CEILING_SIDE), optional=True)]
 
 
 class TokenizerJob:

@@ -28,7 +28,8 @@ PEERS = {
     "plain-ort": "encoder.onnx and decoder.onnx in ONNX Runtime as it comes: its own memory arena, no fused kernel",
 }
 
-_CEILING_SIDE = 3072  # large enough that a larger product is no faster per operation
+#: Rows and columns of the matrix product: large enough that a larger one is no faster per operation.
+CEILING_SIDE = 3072
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,10 @@ def on_cuda(backend: str) -> bool:
 class CeilingJob:
     """The machine's own ceiling: one square matrix product, with numpy on the CPU, with torch on a GPU."""
 
-    def __init__(self, backend: str, precision: str):
-        values = np.random.default_rng(0).standard_normal((2, _CEILING_SIDE, _CEILING_SIDE), dtype=np.float32)
-        self._what = f"numpy float32 {_CEILING_SIDE}"
+    def __init__(self, backend: str, precision: str, side: int):
+        self._side = side
+        values = np.random.default_rng(0).standard_normal((2, side, side), dtype=np.float32)
+        self._what = f"numpy float32 {side}"
         left, right = values
         self._multiply = lambda: left @ right
         if backend != "ort-cpu":
@@ -206,7 +208,7 @@ class CeilingJob:
         if not torch.cuda.is_available():
             raise BackendError("torch sees no GPU; without it the ceiling of this backend cannot be measured")
         left, right = torch.from_numpy(values).to("cuda", torch.float16 if precision == "fp16" else torch.float32)
-        self._what = f"torch {left.dtype} {_CEILING_SIDE} on {torch.cuda.get_device_name()}"
+        self._what = f"torch {left.dtype} {self._side} on {torch.cuda.get_device_name()}"
 
         def multiply() -> None:
             torch.matmul(left, right)
@@ -224,4 +226,4 @@ class CeilingJob:
         return laps.seconds
 
     def outcome(self) -> dict[str, Any]:
-        return {"facts": {"what": self._what, "flop": {"matmul": 2 * _CEILING_SIDE**3}}}
+        return {"facts": {"what": self._what, "flop": {"matmul": 2 * self._side**3}}}

@@ -20,6 +20,9 @@ from mgvq_export.errors import BackendError, MgvqError
 #: ONNX Runtime's threads keep looking for work for some 20 ms after a run; the next contestant waits until they sleep.
 SETTLE_SECONDS = 0.05
 
+# Module -> what to install for it, where the names differ.
+_INSTALL = {"torch": "'mgvq-export[export]'", "onnx": "'mgvq-export[export]'", "faiss": "faiss-cpu"}
+
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -137,12 +140,12 @@ def _start(contestant: Contestant, threads: int | None) -> Iterator[_Child]:
     other.close()  # else the parent would wait for ever for a child that died
     try:
         yield _Child(contestant.name, pipe)
-    finally:
         pipe.close()  # the child reads the end of the pipe and leaves
-        process.join(10)
-        if process.is_alive():  # in the middle of a pass: interrupted from the keyboard
-            process.terminate()
-            process.join()
+    except BaseException:
+        process.terminate()  # it may be in the middle of a pass that takes minutes
+        raise
+    finally:
+        process.join()
 
 
 @contextlib.contextmanager
@@ -186,7 +189,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, MgvqError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed: pip install {(error.name or '').split('.')[0]}"
+        package = (error.name or "").split(".")[0]
+        return f"{package} is not installed: pip install {_INSTALL.get(package, package)}"
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
     return f"{type(error).__name__}: {text[:300]}"
 

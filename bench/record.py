@@ -25,7 +25,7 @@ FORMAT = "mgvq-bench"
 VERSION = 1
 CEILING = "ceiling"  # the entry that timed a large matrix product
 
-_NUMBER_LIST = re.compile(r"\[[-+0-9.eE,\s]+\]")
+_NUMBER_LIST = re.compile(r"\[([-+0-9.eE,\s]+)\]")
 _PACKAGES = ("mgvq-export", "numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-extensions", "numba", "torch", "tensorrt")
 
 
@@ -97,7 +97,7 @@ class Results:
     def save(self, path: PathLike) -> None:
         """Write the document to ``path``, whole or not at all. Raises :class:`InputError` when that cannot be done."""
         text = json.dumps(_rounded(self.to_dict()), indent=1)
-        text = _NUMBER_LIST.sub(lambda found: " ".join(found[0].split()), text)  # one line per list of samples
+        text = _NUMBER_LIST.sub(lambda found: f"[{' '.join(found[1].split())}]", text)  # one line per list of samples
         atomic_write_bytes(path, (text + "\n").encode())
 
     @classmethod

@@ -37,7 +37,6 @@ ROWS_IN_ALL, ROWS_PER_GROUP = 16384, 2048
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 
-_FUSED, _BODY = "fused kernel in ONNX Runtime", "function body in ONNX Runtime"
 _PIXELS_OF_A_SERIES = 2**23  # a point is repeated until so many pixels are done, but not less than twice
 
 
@@ -86,6 +85,12 @@ MEMORY_OF_IMAGES = (
     Series(f"windows of {WINDOW}", TILED, "pixels"),
 )
 QUANTIZERS = (f"fused kernel, {FIXED_ROWS}", f"function body, {FIXED_ROWS}", f"fused kernel, {FIXED_K}")
+#: Name -> way of the quantizer bench, and codes per group for so many groups.
+WAYS: dict[str, tuple[str, Callable[[int], int]]] = {
+    QUANTIZERS[0]: ("fused kernel in ONNX Runtime", lambda groups: ROWS_IN_ALL // groups),
+    QUANTIZERS[1]: ("function body in ONNX Runtime", lambda groups: ROWS_IN_ALL // groups),
+    QUANTIZERS[2]: ("fused kernel in ONNX Runtime", lambda groups: ROWS_PER_GROUP),
+}
 TIME_OF_GROUPS = tuple(Series(name, name, "groups", ("search",)) for name in QUANTIZERS)
 MEMORY_OF_GROUPS = tuple(Series(name, name, "groups") for name in QUANTIZERS)
 
@@ -118,13 +123,8 @@ def measure_images(bundle: Bundle, sides: Iterable[int], say: Callable[[str], No
 
 def measure_groups(groups: Sequence[int], repeat: int, say: Callable[[str], None]) -> list[Entry]:
     """Entries of the quantizer; the group is the number of groups."""
-    ways = {
-        QUANTIZERS[0]: (_FUSED, lambda count: ROWS_IN_ALL // count),
-        QUANTIZERS[1]: (_BODY, lambda count: ROWS_IN_ALL // count),
-        QUANTIZERS[2]: (_FUSED, lambda count: ROWS_PER_GROUP),
-    }
     entries = []
-    for name, (way, rows) in ways.items():
+    for name, (way, rows) in WAYS.items():
         say(name)
         sizes = {str(count): (count, rows(count), CHANNELS // count, CELLS, CELLS) for count in groups}
         found = measure([Contestant(count, SearchJob, (way, size)) for count, size in sizes.items()], repeat)
