@@ -1,20 +1,15 @@
 """The kernel on a real GPU, every oracle case."""
 
-import os
-
 import pytest
 
-from mgvq_export.bench.gpu_kernel import GpuKernel, disagreements, gpu_problem
+from mgvq_export.bench.gpu_kernel import GpuKernel, disagreements
 from mgvq_export.ops import cases
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
-def gpu() -> GpuKernel:
-    problem = gpu_problem()
-    if problem and os.environ.get("MGVQ_REQUIRE_GPU") != "1":
-        pytest.skip(problem)
+def gpu(real_gpu) -> GpuKernel:
     return GpuKernel()
 
 

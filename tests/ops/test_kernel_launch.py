@@ -1,0 +1,74 @@
+"""Launching the kernel without a GPU: CUDA's real Python bindings over a driver library that runs the kernel's source on the CPU."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mgvq_export.errors import BackendError
+from mgvq_export.ops import cuda_kernel
+
+SCRIPT = """
+import dataclasses, json
+from mgvq_export.bench import gpu_kernel
+from mgvq_export.bench.gpu_report import GpuOptions
+gpu_kernel.REAL_SIZES = {"small 2x64x4": (1, 2, 64, 4, 9, 16), "small 3x70x8": (2, 3, 70, 8, 5, 5)}
+%s
+rows = list(gpu_kernel.kernel_section(GpuOptions(repeats=2)))
+print(json.dumps([dataclasses.asdict(row) for row in rows]))
+"""
+WRONG = "gpu_kernel.kernel_launch = lambda *s, f=gpu_kernel.kernel_launch: dataclasses.replace(f(*s), scalars=(*f(*s).scalars[:2], 1, f(*s).scalars[3]))"
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory) -> Path:
+    """Folder with a ``libcuda.so.1`` of host code."""
+    try:
+        nvrtc = cuda_kernel.nvrtc_version()
+    except BackendError as error:
+        pytest.skip(str(error))
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    if nvrtc[0] < 13:
+        pytest.skip(f"written for CUDA 13's bindings; NVRTC is {nvrtc}")
+    folder = tmp_path_factory.mktemp("driver")
+    command = ["g++", "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
+    source = Path(__file__).with_name("host_driver.cpp")
+    arguments = [f'-DKERNEL_SOURCE="{cuda_kernel.KERNEL_SOURCE}"', str(source), "-o", str(folder / "libcuda.so.1"), "-ldl"]
+    subprocess.run([*command, *arguments], check=True)
+    return folder
+
+
+def kernel_rows(driver: Path, cuda: tuple[int, int], change: str = "") -> list[dict]:
+    """The acceptance's kernel section on the driver that is none, which says it is of this CUDA version."""
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), "MGVQ_STUB_CUDA": str(1000 * cuda[0] + 10 * cuda[1])}
+    command = [sys.executable, "-c", SCRIPT % change]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, cwd=driver, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_kernel_section(driver):
+    rows = kernel_rows(driver, cuda_kernel.nvrtc_version())
+    first, *others = rows
+    assert first["check"].startswith("kernel against the oracle") and first["ok"] and first["value"] == 0
+    assert [row["ok"] for row in others] == [None, None, True] * 2
+    assert [row["value"] for row in others if row["unit"] == "ms p50"] == [0.5] * 4
+
+
+def test_an_older_driver_gets_machine_code(driver):
+    if cuda_kernel.nvrtc_version() <= (13, 0):
+        pytest.skip("NVRTC is no newer than the driver that this test is about")
+    rows = kernel_rows(driver, (13, 0))
+    assert rows[0]["value"] == "cubin" and "pip install 'nvidia-cuda-nvrtc==13.0.*'" in rows[0]["facts"]["note"]
+    assert rows[1]["ok"]
+
+
+def test_a_wrong_launch_is_noticed(driver):
+    rows = kernel_rows(driver, cuda_kernel.nvrtc_version(), WRONG)
+    assert rows[0]["ok"] is False and rows[0]["facts"]["failed"]
+    assert rows[-1]["ok"] is False
