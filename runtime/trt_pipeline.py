@@ -150,21 +150,25 @@ class TensorRtPipeline:
             return self._chosen[key]
 
     def _choose(self, direction: Direction, size: Size, candidates: list[TrunkPlan]) -> TrunkPlan:
+        """The first candidate that fits beside what the session holds; else beside nothing."""
         least = 0
-        for plan in candidates:
+        for index, plan in enumerate(candidates):
             try:
                 with self.session.running():
                     sizes, steps = self._sizes(self._stages(direction, size, plan))
-                    sizes = self.session.with_scratch(sizes, steps)
-                    needed = sum(sizes.values()) + self.session.engine_bytes
-                    fits = self.session.fits(sizes, SHARE_OF_FREE) and (self.limit is None or needed <= self.limit)
+                    needed, fits = self.session.fits(sizes, steps, SHARE_OF_FREE)
             except OutOfDeviceMemory:
                 self._release()
                 continue
-            if fits:
+            if fits and (self.limit is None or needed <= self.limit):
                 return replace(plan, peak_bytes=needed)
             least = min(least or needed, needed)
+            self._drop_engines(direction, size, plan, candidates[index + 1 : index + 2])
         what = f"an image of height x width {size[0]}x{size[1]}"
+        if self._chosen and candidates:
+            _log.warning("GPU memory does not hold %s beside what came before, which is given back and loaded again later", what)
+            self._release()
+            return self._choose(direction, size, candidates)
         if self.limit is not None and least > self.limit:
             raise InputError(
                 f"memory limit of {format_bytes(self.limit)} is too small for {what} on the GPU; it needs "
@@ -172,6 +176,16 @@ class TensorRtPipeline:
             )
         needs = f"; it needs {format_bytes(least, up=True)}" if least else ""
         raise BackendError(f"too little free GPU memory for {what}{needs}: close other programs that use the GPU, or {_SMALLER}")
+
+    def _drop_engines(self, direction: Direction, size: Size, plan: TrunkPlan, following: list[TrunkPlan]) -> None:
+        """Drop the engines of ``plan`` that neither the plan tried next nor those in use need: their weights take memory."""
+        unneeded = {part for part, _ in self.plans.chain(direction, plan, size)}
+        for other in following:
+            unneeded -= {part for part, _ in self.plans.chain(direction, other, size)}
+        for (verb, used_size), used in self._chosen.items():
+            used_direction = ENCODE if verb == ENCODE.verb else DECODE
+            unneeded -= {part for part, _ in self.plans.chain(used_direction, used, used_size)}
+        self.session.drop(unneeded)
 
     def _release(self) -> None:
         self._chosen.clear()

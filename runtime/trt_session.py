@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,15 +225,25 @@ class TensorRtSession:
         """``sizes`` and the scratch memory of ``steps``."""
         return {**sizes, _SCRATCH: max((step.scratch_bytes for step in steps), default=0)}
 
-    def fits(self, sizes: Mapping[str, int], share: float) -> bool:
-        """Whether buffers of ``sizes``, by role, fit in ``share`` of what is free beside those there are."""
-        growth = sum(max(0, size - self.buffer(role).size) for role, size in sizes.items())
-        return growth <= share * self.cuda.free_memory()
+    def fits(self, sizes: Mapping[str, int], steps: Iterable[Step], share: float) -> tuple[int, bool]:
+        """What the session holds with buffers of ``sizes``, by role, and the steps' scratch memory, engines included, in bytes.
 
-    @property
-    def engine_bytes(self) -> int:
-        """Size of the loaded engines' files: nearly what their weights take on the GPU."""
-        return sum(self.records[part]["bytes"] for part in self._engines)
+        And whether what is missing of that takes no more than ``share`` of what is free.
+        """
+        sizes = self.with_scratch(sizes, steps)
+        growth = sum(max(0, size - self.buffer(role).size) for role, size in sizes.items())
+        held = sum(buffer.size for buffer in self._buffers.values())
+        # An engine's file is nearly as large as its weights on the GPU.
+        engines = sum(self.records[part]["bytes"] for part in self._engines)
+        return growth + held + engines, growth <= share * self.cuda.free_memory()
+
+    def drop(self, parts: Collection[Part]) -> None:
+        """Give the engines of ``parts`` back, with their contexts and graphs."""
+        self.cuda.synchronize()
+        for key in [key for key in self._steps if key[0] in parts]:
+            self._steps.pop(key).close()
+        for part in parts:
+            self._engines.pop(part, None)
 
     def upload(self, role: str, array: np.ndarray) -> None:
         """Queue a copy of ``array`` to a role's memory, once per run. The array may be changed at once."""

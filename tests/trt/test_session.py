@@ -426,6 +426,34 @@ def test_memory_that_others_took_meanwhile_means_a_smaller_plan_and_one_loud_lin
     assert gpu.leaks() == {}
 
 
+def test_engines_that_do_not_fit_are_given_back(bundle, fake, images, wanted):
+    whole, windows = peaks(bundle, fake)
+    fake(memory=int((whole + windows) / 2 / 0.95))
+    with open_fp32(bundle) as tokenizer:
+        assert np.array_equal(tokenizer.encode(images[LARGE]).codes, wanted[LARGE][0].codes)
+        loaded = set(tokenizer.pipeline.session._engines)
+    assert Part.ENCODER not in loaded and {Part.ENCODER_TRUNK, Part.ENCODER_HEAD, Part.QUANTIZER} <= loaded
+
+
+def test_a_limit_that_holds_one_direction_at_a_time(bundle, fake, images, wanted, caplog):
+    fake()
+    with open_fp32(bundle, tile=112) as tokenizer:
+        alone = []
+        for plan in (tokenizer.encode_plan, tokenizer.decode_plan):
+            alone.append(plan(*LARGE).peak_bytes)
+            tokenizer.pipeline._release()
+    gpu = fake().gpu
+    with open_fp32(bundle, tile=112, memory_limit=int(max(alone) * 1.05)) as tokenizer:
+        for _ in range(2):
+            check(tokenizer, images, wanted, LARGE)
+            assert sum(buffer.size for buffer in tokenizer.pipeline.session._buffers.values()) <= max(alone) * 1.05
+    assert gpu.leaks() == {}
+    lines = {record.getMessage() for record in caplog.records}
+    assert lines == {
+        "GPU memory does not hold an image of height x width 160x224 beside what came before, which is given back and loaded again later"
+    }
+
+
 def test_no_plan_is_small_enough(bundle, fake, images):
     gpu = fake(computes=False, memory=2000).gpu
     with open_fp32(bundle) as tokenizer:
