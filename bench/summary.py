@@ -91,7 +91,17 @@ def overview(results: Results, group: str) -> Table:
                     _note(entry),
                 ]
             )
-    titles = ("", "encode ms p50 / p90 / p99", "decode ms", "file to file ms", "MP/s", "time / first", "of ceiling", "peak MiB", "")
+    titles = (
+        "",
+        "encode ms p50 / p90 / p99",
+        "decode ms",
+        "file to file ms",
+        "MP/s",
+        "time / first",
+        "of ceiling",
+        "peak MiB",
+        "",
+    )
     return titles, rows
 
 

@@ -64,14 +64,13 @@ class Percentiles:
     p50: float
     p90: float
     p99: float
-    count: int
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Percentiles:
         """Raises :class:`InputError` without samples."""
         _need(samples)
         p50, p90, p99 = np.percentile(samples, (50, 90, 99))
-        return cls(float(p50), float(p90), float(p99), len(samples))
+        return cls(float(p50), float(p90), float(p99))
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,11 @@ class Ratio:
     Attributes:
         value: median of the ratios (:func:`paired_ratio`) or ratio of the medians (:func:`unpaired_ratio`).
         low, high: 95 % percentile bootstrap interval of ``value``.
-        quartiles: of the paired ratios; None when unpaired.
     """
 
     value: float
     low: float
     high: float
-    quartiles: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
@@ -103,8 +100,7 @@ def paired_ratio(samples: Sequence[float], reference: Sequence[float]) -> Ratio:
         raise InputError(f"{len(samples)} samples cannot be paired with {len(reference)}; wanted one of each per round")
     ratios = np.asarray(samples, float) / np.asarray(reference, float)
     medians = np.median(ratios[_resampling(len(ratios), seed=0)], axis=1)
-    lower, upper = np.percentile(ratios, (25, 75))
-    return Ratio(float(np.median(ratios)), *_interval(medians), (float(lower), float(upper)))
+    return Ratio(float(np.median(ratios)), *_interval(medians))
 
 
 def unpaired_ratio(samples: Sequence[float], reference: Sequence[float]) -> Ratio:

@@ -103,7 +103,6 @@ def test_percentiles_are_numpys():
     samples = np.random.default_rng(0).exponential(size=137)
     found = Percentiles.of(list(samples))
     assert (found.p50, found.p90, found.p99) == tuple(np.percentile(samples, [50, 90, 99]))
-    assert found.count == 137
     with pytest.raises(InputError, match="no samples"):
         Percentiles.of([])
 
@@ -114,7 +113,6 @@ def test_paired_ratio_cancels_what_both_suffer():
     ours, theirs = load * rng.normal(1, 0.01, 40), load * rng.normal(3, 0.03, 40)
     ratio = paired_ratio(list(theirs), list(ours))
     assert ratio.value == np.median(theirs / ours)
-    assert ratio.quartiles == tuple(np.percentile(theirs / ours, [25, 75]))
     assert 2.9 < ratio.low < ratio.value < ratio.high < 3.1
     unpaired = unpaired_ratio(list(theirs), list(ours))
     assert unpaired.value == np.median(theirs) / np.median(ours)
