@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,9 @@ def describe(target: str, *, trust: bool = False) -> Facts:
         return _tokens(path)
     if suffix == ".json":
         plan = PrecisionPlan.load(path)
-        return Facts({"kind": "precision plan", **_plan(plan), "plan": plan.to_dict()}, [_plan_table(plan)])
+        measured = ("Measured", ("figure", "value"), _figures(plan.measured))
+        tables = [_plan_table(plan), *([measured] if plan.measured else [])]
+        return Facts({"kind": "precision plan", **_plan(plan), "plan": plan.to_dict()}, tables)
     return _checkpoint(target)
 
 
@@ -79,18 +81,20 @@ def _plan(plan: PrecisionPlan) -> dict[str, Any]:
         **{side: f"{kind} (experimental)" if (kind := plan.kind(side)) == "fp8" else kind for side in ("encoder", "decoder")},
         "made for": plan.made_for.model or "-",
         "budgets": budgets or "-",
-        "measured": ", ".join(
-            f"{name.replace('_', ' ')} {_short(value)}"
-            for name, value in plan.measured.items()
-            if not isinstance(value, (dict, list))
-        )
-        or "-",
         "calibrated on": f"{len(images)} images" if images else "-",
     }
 
 
-def _short(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+def _figures(values: Mapping[str, Any], where: str = "") -> list[list[str]]:
+    """Rows of name and value; the names of nested ones follow one another."""
+    rows = []
+    for name, value in values.items():
+        full = f"{where} {name.replace('_', ' ')}".strip()
+        if isinstance(value, Mapping):
+            rows += _figures(value, full)
+        else:
+            rows.append([full, f"{value:.5g}" if isinstance(value, float) else str(value)])
+    return rows
 
 
 def _plan_table(plan: PrecisionPlan) -> Table:

@@ -572,11 +572,19 @@ def test_commands(bundle: Bundle, tiny_checkpoint_file: Path, tmp_path: Path) ->
     def run(*arguments: object) -> Result:
         return CliRunner().invoke(main, [*map(str, arguments)])
 
-    plan = PrecisionPlan("mine", "fp16", {RES: NodePlan("fp8", {0: 0.5}, reason="to try")}, MadeFor("tiny"), Budgets(min_psnr=38))
+    plan = PrecisionPlan(
+        "mine",
+        "fp16",
+        {RES: NodePlan("fp8", {0: 0.5}, reason="to try")},
+        MadeFor("tiny"),
+        Budgets(min_psnr=38),
+        measured={"held_out": {"psnr": 41.25}},
+    )
     plan.save(tmp_path / "plan.json")
     shown = run("inspect", tmp_path / "plan.json")
     assert shown.exit_code == 0 and "fp8 (experimental)" in shown.stdout and "min psnr 38" in shown.stdout
     assert RES in shown.stdout and "0: 0.5" in shown.stdout and "to try" in shown.stdout
+    assert re.search(r"held out psnr +41.25", shown.stdout)
     assert json.loads(run("inspect", tmp_path / "plan.json", "--json").stdout)["plan"] == plan.to_dict()
 
     exported = run("export", tiny_checkpoint_file, "-o", tmp_path / "b", "--precision", "fp16", "--plan", tmp_path / "plan.json")
