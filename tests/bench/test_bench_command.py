@@ -10,14 +10,17 @@ from checks import one_line
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from mgvq_export.bench.latency import BenchOptions, TokenizerJob, bench, passes
+from mgvq_export.bench.flops import graph_flops
+from mgvq_export.bench.latency import BenchOptions, TokenizerJob, _operations, bench, passes
 from mgvq_export.bench.peers import PEERS, CeilingJob, PeerOptions, build_peer
+from mgvq_export.bench.processes import reason
 from mgvq_export.bench.record import Results
 from mgvq_export.bundle import Bundle
 from mgvq_export.cli import main
 from mgvq_export.errors import BackendError
 from mgvq_export.runtime.images import write_image
 from mgvq_export.runtime.tokenizer import Tokenizer
+from mgvq_export.spec import Part
 
 
 def run(*arguments: object) -> Result:
@@ -171,6 +174,48 @@ def test_a_peer_without_its_network_says_why(tiny_bundle: Bundle, tmp_path: Path
     write_image(tmp_path / "photo.png", photo)
     with pytest.raises(BackendError, match="'gone.pt' is not here; give it with --checkpoint"):
         build_peer("torch", PeerOptions(copy, tmp_path / "photo.png", "fp32", "ort-cpu"))
+
+
+@pytest.mark.parametrize("name", ["torch", "torch-channels-last", "torch-compile"])
+def test_peers_without_torch_are_one_line(
+    name: str, tiny_bundle: Bundle, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "photo.png", photo)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError) as refused:
+        build_peer(name, PeerOptions(tiny_bundle.path, tmp_path / "photo.png", "fp32", "ort-cpu"))
+    assert reason(refused.value) == "torch is not installed: pip install 'mgvq-export[export]'"
+
+
+class Opaque:
+    """A pipeline that does not run graph by graph."""
+
+    def __init__(self, pipeline):
+        self.sessions, self.encode, self.decode = pipeline.sessions, pipeline.encode, pipeline.decode
+
+
+def test_other_pipelines_are_timed_as_a_whole(
+    tiny_bundle: Bundle, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.open(tiny_bundle, backend="ort-cpu", precision="fp32")
+    tokenizer.pipeline = Opaque(tokenizer.pipeline)
+    monkeypatch.setattr(Tokenizer, "open", lambda *_, **__: tokenizer)
+    write_image(tmp_path / "photo.png", photo)
+    job = TokenizerJob(tiny_bundle.path, {}, tmp_path / "photo.png", tmp_path)
+    job.warm_up()
+    assert list(job.run()) == ["read", "encode", "save", "load", "decode", "write"]
+    found = _operations(tiny_bundle, "fp32", job.outcome())
+    assert found == {"no_flop": "this backend does not run graph by graph"}
+
+
+def test_operations_without_onnx_are_a_note(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [("encoder", {"image": (1, 3, 64, 64)}, 2)]
+    counted = _operations(tiny_bundle, "fp32", {"encode": runs, "decode": []})["flop"]
+    once = graph_flops(tiny_bundle.graph_path("fp32", Part.ENCODER), {"image": (1, 3, 64, 64)})
+    assert counted == {"encode/encoder": 2 * once, "encode": 2 * once, "decode": 0}
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    found = _operations(tiny_bundle, "fp32", {"encode": runs, "decode": []})
+    assert found == {"no_flop": "onnx is not installed: pip install 'mgvq-export[export]'"}
 
 
 def test_a_pass_is_the_way_the_files_take(tiny_bundle: Bundle, photo: np.ndarray, tmp_path: Path) -> None:
