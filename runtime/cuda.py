@@ -97,7 +97,12 @@ class Cuda:
     def allocate_pinned(self, size: int) -> int:
         """The address of ``size`` new bytes of host memory that the GPU copies from and to by itself."""
         cudart = self._cudart
-        return int(self._checked(cudart.cudaHostAlloc(size, cudart.cudaHostAllocDefault), "cudaHostAlloc"))
+        try:
+            return int(self._checked(cudart.cudaHostAlloc(size, cudart.cudaHostAllocDefault), "cudaHostAlloc"))
+        except OutOfDeviceMemory:  # of host memory, which smaller windows do not need less of
+            raise BackendError(
+                f"cannot page-lock {size} bytes of host memory; free some, or raise the limit (ulimit -l)"
+            ) from None
 
     def free_pinned(self, address: int) -> None:
         self._checked(self._cudart.cudaFreeHost(address), "cudaFreeHost")

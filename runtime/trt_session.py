@@ -68,10 +68,11 @@ class Step:
         strategy = self._loader.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._context = context = loaded.engine.create_execution_context(strategy)
         self._check(context is not None, "make a context")
+        context.error_recorder = self._loader.errors.recorder
         self._check(context.set_optimization_profile_async(profile, cuda.stream), f"take profile {profile}")
         for name, shape in inputs.items():
             self._check(context.set_input_shape(name, shape), f"take {name} of {list(shape)}")
-        self._check(not context.infer_shapes(), "infer its shapes")
+        self._check(_shapes_known(context), "infer its shapes")
         self.shapes: dict[str, Shape] = {name: tuple(context.get_tensor_shape(name)) for name in self.dtypes}
         self._check(all(side >= 0 for shape in self.shapes.values() for side in shape), "infer its shapes")
         # Not nothing: a context whose engine takes scratch memory at some shape must be given some at every shape.
@@ -136,6 +137,13 @@ class Step:
         """Raise when TensorRT said no, or reported an error in spite of its yes."""
         if not ok or self._loader.errors:
             self._loader.errors.raise_first(f"the engine {self._loaded.name} does not {what}", _REPORT)
+
+
+def _shapes_known(context: Any) -> bool:
+    try:
+        return not context.infer_shapes()
+    except RuntimeError:  # what the bindings raise when it is not only that something is missing
+        return False
 
 
 StepKey = tuple[Part, int, tuple[tuple[str, Shape], ...]]

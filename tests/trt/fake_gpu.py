@@ -39,6 +39,7 @@ class Gpu:
         fail_at: number of the call that fails; None for none.
         computes: run the engines' graphs; else their outputs are zeros, which is faster.
         not_capturable: engines refuse to run while the stream is captured.
+        sticky: after one failure every call fails, as after an error that ends a GPU's context.
         silent_error: a report to the recorder at the next run, which then still answers True.
         non_finite: engines say that their values are not finite.
     """
@@ -54,7 +55,7 @@ class Gpu:
         self.executables: set[int] = set()
         self.streams: set[int] = set()
         self.contexts = 0
-        self.not_capturable = False
+        self.not_capturable = self.sticky = False
         self.silent_error = ""
         self.non_finite = False
         self.failed_in_capture = False
@@ -64,7 +65,8 @@ class Gpu:
     def fails(self, name: str) -> bool:
         """Count a call; whether it is the one to fail."""
         self.calls.append(name)
-        if len(self.calls) - 1 != self.fail_at:
+        number = len(self.calls) - 1
+        if number != self.fail_at and not (self.sticky and self.fail_at is not None and number > self.fail_at):
             return False
         self.failed_in_capture = self.captured is not None
         return True
@@ -153,7 +155,7 @@ class Cudart:
         return self._answer("cudaMalloc", 0, otherwise=NO_MEMORY) or (OK, self.gpu.allocate(self.gpu.device, size))
 
     def cudaHostAlloc(self, size, flags):
-        return self._answer("cudaHostAlloc", 0) or (OK, self.gpu.allocate(self.gpu.pinned, size))
+        return self._answer("cudaHostAlloc", 0, otherwise=NO_MEMORY) or (OK, self.gpu.allocate(self.gpu.pinned, size))
 
     def _free(self, name: str, kind: dict[int, Any], address: int):
         assert not self.gpu.queue, "memory is freed while the stream works"
@@ -410,7 +412,7 @@ class Context:
 
     def infer_shapes(self) -> list[str]:
         if self._no("infer_shapes"):
-            return ["image"]
+            raise RuntimeError("shape inference failed")
         missing = [name for name, value in self.engine.inputs.items() if -1 in shape_of(value) and name not in self.shapes]
         if missing:
             return missing

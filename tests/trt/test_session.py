@@ -331,6 +331,31 @@ def test_a_failure_at_any_call_is_one_line_and_leaks_nothing(bundle, fake, image
     assert passed <= {*CAPTURE_CALLS, "cudaMalloc"} and "cudaMalloc" in passed
 
 
+@pytest.mark.parametrize("call", ["cudaMemcpyAsync", "execute_async_v3"])
+def test_after_an_error_that_ends_everything_the_first_one_is_told(bundle, fake, images, call):
+    gpu = fake(computes=False).gpu
+    with (
+        pytest.raises(BackendError, match=call) as error,
+        open_fp32(bundle, tensorrt=TensorRtOptions(cuda_graphs=False)) as tokenizer,
+    ):
+        tokenizer.encode(images[SMALL])
+        # The next calls are cudaSetDevice, cudaMemcpyAsync and execute_async_v3.
+        gpu.sticky, gpu.fail_at = True, len(gpu.calls) + {"cudaMemcpyAsync": 1, "execute_async_v3": 2}[call]
+        tokenizer.encode(images[SMALL])
+    one_line(error)
+
+
+def test_host_memory_that_cannot_be_locked(bundle, fake, images):
+    gpu = fake(computes=False).gpu
+    with open_fp32(bundle, tensorrt=TensorRtOptions(cuda_graphs=False)) as tokenizer:
+        tokenizer.encode(images[SMALL])
+    first = gpu.calls.index("cudaHostAlloc")
+    gpu = fake(computes=False, fail_at=first).gpu
+    with open_fp32(bundle) as tokenizer, pytest.raises(BackendError, match="cannot page-lock .* of host memory") as error:
+        tokenizer.encode(images[SMALL])
+    assert one_line(error) and gpu.leaks() == {}
+
+
 def test_an_error_that_is_only_recorded_is_an_error(bundle, fake, images):
     gpu = fake(computes=False).gpu
     with open_fp32(bundle) as tokenizer:
