@@ -20,7 +20,16 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 # Optional packages -> the extra that brings them.
-EXTRAS = {"torch": "export", "onnx": "export", "huggingface_hub": "export", "tensorrt": "tensorrt", "cuda": "tensorrt"}
+EXTRAS = {
+    "torch": "export",
+    "onnx": "export",
+    "huggingface_hub": "export",
+    "tensorrt": "tensorrt",
+    "cuda": "tensorrt",
+    "jinja2": "report",
+    "matplotlib": "report",
+    "skimage": "report",
+}
 
 
 class Verb(click.Command):
@@ -99,8 +108,8 @@ def verb(*options: Callable, group: click.Group | None = None) -> Callable:
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 RUN_OPTIONS = (
     click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to."),
-    click.option("--backend", default="auto", show_default=True, help="auto, ort-cpu or ort-cuda."),
-    click.option("--precision", help="fp32 or fp16. [default: fp32 if the bundle has it]"),
+    click.option("--backend", default="auto", show_default=True, help="auto, ort-cpu, ort-cuda or tensorrt."),
+    click.option("--precision", help="fp32, fp16, or a plan's name. [default: fp32 if the bundle has it]"),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one operator. [default: all cores]"),
     click.option("--tiling", default="auto", show_default=True, help="auto, off, exact, or blend (changes codes; to compare)."),
     click.option("--tile", metavar="N|HxW", help="Size of the windows in pixels. [default: what the memory limit allows]"),
