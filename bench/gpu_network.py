@@ -87,6 +87,11 @@ class Way:
     tf32: bool = False
     compiled: bool = False
 
+    @property
+    def arithmetic(self) -> tuple[bool, bool]:
+        """What decides the GPU's peak: half, TF32."""
+        return self.half, self.tf32
+
 
 WAYS = (
     Way("torch eager fp32, TF32 off"),
@@ -101,9 +106,10 @@ def peers_section(options: GpuOptions) -> Iterator[Row]:
     torch = _torch(options)
     from mgvq_export.model.synthetic import synthetic_image, synthetic_network
 
-    peak = {half: _ceiling(options, half) for half in (False, True)}
-    for half, rate in peak.items():
-        kind = "fp16" if half else "fp32, TF32 off"
+    peaks = {way.arithmetic: 0.0 for way in WAYS}
+    for half, tf32 in peaks:
+        peaks[half, tf32] = rate = _ceiling(options, half=half, tf32=tf32)
+        kind = "fp16" if half else f"fp32, TF32 {'on' if tf32 else 'off'}"
         yield Row(f"matrix product of {options.ceiling} squared, {kind}", rate / 1e12, "TFLOP/s")
     work = count_work(options.spec, options.large)
     for verb, flop in work.items():
@@ -114,8 +120,8 @@ def peers_section(options: GpuOptions) -> Iterator[Row]:
     for way in WAYS:
         try:
             with torch.inference_mode(), _precision(tf32=way.tf32):
-                yield from _way_rows(way, network, image, work, peak[way.half], options)
-        except torch.OutOfMemoryError as error:
+                yield from _way_rows(way, network, image, work, peaks[way.arithmetic], options)
+        except torch.cuda.OutOfMemoryError as error:
             yield Row(f"{way.name}", "out of memory", facts={"note": str(error).splitlines()[0]})
         _free(options)
 
@@ -211,14 +217,14 @@ def count_work(spec: Any, size: Size) -> dict[str, int]:
     return counted
 
 
-def _ceiling(options: GpuOptions, half: bool) -> float:
+def _ceiling(options: GpuOptions, *, half: bool, tf32: bool) -> float:
     """Operations per second of a large square matrix product on random values: what the GPU can do, not what its data sheet says."""
     import torch
 
     dtype = torch.float16 if half and options.device == "cuda" else torch.float32
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn((options.ceiling, options.ceiling), generator=generator).to(options.device, dtype) for _ in range(2))
-    with torch.inference_mode(), _precision(tf32=False):
+    with torch.inference_mode(), _precision(tf32=tf32):
         times = timed(lambda: a @ b, options)
     return 2 * options.ceiling**3 / (float(np.median(times)) / 1e3)
 

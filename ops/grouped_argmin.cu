@@ -14,6 +14,12 @@
 // H200, 132 SMs x 128 lanes x 1.75 GHz = 29.6e12 slots a second, 14,400 positions:
 //   G x K x d = 8 x 2048 x 4:  236e6 scores x 5.4 = 43 us;    4 x 8192 x 8:  472e6 scores x 9.7 = 155 us
 // (lower bounds from this count, not measurements). Memory: 1.8 MB of latents and the codebook from L2 once per 128 positions.
+// d = 8 is above the 100 us wanted, and no arrangement of FP32 instructions can reach it: 472e6 x 8 multiply-adds alone take
+// 128 us. Tensor cores could (a design, neither written nor measured): a row as two halves, hi = half(row), lo = half(row - hi),
+// beside each other along k, and the latent twice, so that one mma.m16n8k16 with float accumulators gives 16 x 8 scores of d = 8.
+// For half latents, which are exact, errors stay below 2^-22 of a unit row, and equal rows keep equal scores. The maximum stays
+// one instruction a score (16 us); the products take 26 us at the 60 % of peak that mma.sync is said to reach on Hopper.
+// Float latents need a scale per position and a second mma; sm_75 has mma.m16n8k8 only. Left out until it can be tried on a GPU.
 // The 256 threads of a block are 8 warps that share the positions and split the rows, so that small maps fill the GPU too.
 //
 // The file needs no header, so that NVRTC compiles it with nothing installed beside it, and it compiles as C++ on a host

@@ -119,7 +119,7 @@ def test_an_image_too_large_for_the_gpu_is_a_row(options, monkeypatch):
     import torch
 
     def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(gpu_network._Runner, "encode", full)
     rows = list(gpu_network.peers_section(options))
