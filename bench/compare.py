@@ -173,11 +173,12 @@ def _differences(before: Results, after: Results) -> list[str]:
 
 def _changes(old: Entry, new: Entry, threshold: float) -> list[Change]:
     found = []
+    enough = min(old.rounds, new.rounds) >= _FEWEST_ROUNDS
     for stage in (stage for stage in old.samples if stage in new.samples):
-        judged = "/" not in stage and stage not in _FILES and old.name != CEILING
+        judged = enough and "/" not in stage and stage not in _FILES and old.name != CEILING
         found.append(_time(old, new, stage, old.seconds(stage), new.seconds(stage), threshold, judged))
     if old.has(*_FILES) and new.has(*_FILES):
-        found.append(_time(old, new, "file to file", old.seconds(), new.seconds(), threshold, True))
+        found.append(_time(old, new, "file to file", old.seconds(), new.seconds(), threshold, enough))
     if old.memory and new.memory and old.name != CEILING:
         a, b = old.memory["peak_bytes"], new.memory["peak_bytes"]
         verdict = LARGER if b / a > 1 + threshold else SMALLER if b / a < 1 / (1 + threshold) else SAME
