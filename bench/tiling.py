@@ -3,7 +3,8 @@
     python -m mgvq_export.bench.tiling exact BUNDLE        codes and pixels against the untiled run, at several sizes
     python -m mgvq_export.bench.tiling tax BUNDLE          tile tax predicted and measured, one cut and two
     python -m mgvq_export.bench.tiling memory BUNDLE       predicted against measured peak memory
-    python -m mgvq_export.bench.tiling blend BUNDLE IMAGE  blended against exact tiles
+    python -m mgvq_export.bench.tiling blend BUNDLE IMAGE  blended against exact tiles, for each image
+    python -m mgvq_export.bench.tiling limit BUNDLE        the command line under memory limits: wall time and peak memory
 
 Each prints Markdown.
 """
@@ -11,17 +12,23 @@ Each prints Markdown.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from mgvq_export.bundle import Bundle
 from mgvq_export.errors import InputError
+from mgvq_export.parity.graphs import pixels_of, tiled_pixels
+from mgvq_export.parity.metrics import psnr
 from mgvq_export.parity.seams import measure_seams
-from mgvq_export.runtime.images import read_image
+from mgvq_export.runtime.images import read_image, to_uint8, write_image
+from mgvq_export.runtime.pipeline import Pipeline
 from mgvq_export.runtime.planner import Costs
 from mgvq_export.runtime.tiling import TilePlan, TrunkPlan
 from mgvq_export.runtime.tokenizer import Tokenizer
@@ -44,19 +51,28 @@ def texture(height: int, width: int) -> np.ndarray:
 
 
 def exact(bundle: Bundle, tile: int, sizes: list[tuple[int, int]]) -> None:
-    """Tiled against untiled: differing codes, and the largest difference of decoded 8-bit pixels."""
-    print("| image | encoder | codes differ | decoder | pixels max abs, 8 bit |\n|---|---|---|---|---|")
+    """Tiled against untiled: differing codes, and the largest difference of pixels before and after rounding to 8 bits."""
+    print("| image | encoder | codes differ | decoder | pixels max abs | 8-bit pixels max abs |\n|---|---|---|---|---|---|")
     for height, width in sizes:
         image = texture(height, width)
         with Tokenizer.open(bundle, backend="ort-cpu", tiling="off") as tokenizer:
             tokens = tokenizer.encode(image)
-            pixels = tokenizer.decode(tokens)
+            codes = tokens.codes[None].astype(np.int32)
+            pixels = pixels_of(tokenizer, codes)
         with Tokenizer.open(bundle, backend="ort-cpu", tiling="exact", tile=tile) as tokenizer:
             plans = tokenizer.encode_plan(height, width), tokenizer.decode_plan(height, width)
-            codes = tokenizer.encode(image).codes
-            difference = int(np.abs(tokenizer.decode(tokens).astype(np.int16) - pixels).max())
-        differ = int((codes != tokens.codes).sum())
-        print(f"| {width}x{height} | {plans[0]} | {differ} of {codes.size:,} | {plans[1]} | {difference} |", flush=True)
+            differ = int((tokenizer.encode(image).codes != tokens.codes).sum())
+            tiled = tiled_pixels(tokenizer, codes, plans[1].steps[0][1])
+        rounded = np.abs(to_uint8(tiled).astype(np.int16) - to_uint8(pixels)).max()
+        row = (
+            f"{width}x{height}",
+            plans[0],
+            f"{differ} of {codes.size:,}",
+            plans[1],
+            f"{np.abs(tiled - pixels).max():.1e}",
+            rounded,
+        )
+        print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
 def fixed_plan(bundle: Bundle, parts: tuple[Part, ...], size: tuple[int, int], tile: int | None) -> TrunkPlan:
@@ -77,33 +93,17 @@ def fixed_plan(bundle: Bundle, parts: tuple[Part, ...], size: tuple[int, int], t
 
 
 def tax(bundle: Bundle, size: tuple[int, int], measured: bool) -> None:
-    """Work tiled over work untiled, for windows of 512, 1024 and 2048; measured as time of the trunk alone."""
-    spec = bundle.spec
+    """Work tiled over work untiled, for windows of 512, 1024 and 2048; measured as processor time of one thread.
+
+    What the head and the quantizer take is left out: the trunk runs in windows, they do not.
+    """
     height, width = size
-    print(
-        f"{spec.name}, image {width}x{height}\n\n| direction | windows | cut | plan | predicted | measured |\n|---|---|---|---|---|---|"
-    )
-    with Tokenizer.open(bundle, backend="ort-cpu") as tokenizer:
-        pipeline = tokenizer.pipeline
-        image = texture(height, width)
-        features = np.random.default_rng(0).normal(
-            size=(1, spec.latent_channels, height // spec.downsample, width // spec.downsample)
-        )
-
-        def seconds(plan: TrunkPlan) -> float:
-            start = time.perf_counter()
-            if str(plan.steps[0][0]).startswith("encoder"):
-                pipeline.latent(image, plan)
-            else:
-                pipeline.reconstruct(features.astype(np.float32), plan)
-            return time.perf_counter() - start
-
+    print(f"{bundle.spec.name}, image {width}x{height}\n")
+    print("| direction | windows | cut | plan | predicted | measured |\n|---|---|---|---|---|---|")
+    with Tokenizer.open(bundle, backend="ort-cpu", threads=1) as tokenizer:
         for direction, cuts in CUTS.items():
-            untiled = 0.0
-            if measured:
-                plan = fixed_plan(bundle, cuts[0], size, None)
-                seconds(plan)  # the first run loads the graphs
-                untiled = min(seconds(plan) for _ in range(2))
+            run = _trunk(tokenizer, direction, size)
+            untiled = run(fixed_plan(bundle, cuts[0], size, None)) if measured else 1.0
             for tile in (512, 1024, 2048):
                 for number, parts in enumerate(cuts, 1):
                     if not all(bundle.has_part(part) for part in parts):
@@ -113,10 +113,32 @@ def tax(bundle: Bundle, size: tuple[int, int], measured: bool) -> None:
                     except InputError as error:
                         print(f"| {direction} | {tile} | {number} | {error} | | |")
                         continue
-                    if measured:
-                        seconds(plan)
-                    found = f"{min(seconds(plan) for _ in range(2)) / untiled:.2f}" if measured else ""
+                    found = f"{run(plan) / untiled:.2f}" if measured else ""
                     print(f"| {direction} | {tile} | {number} | {plan} | {plan.tile_tax:.2f} | {found} |", flush=True)
+
+
+def _trunk(tokenizer: Tokenizer, direction: str, size: tuple[int, int]) -> Callable[[TrunkPlan], float]:
+    """Runs the trunk of one direction by a plan and gives the processor time it took, the least of two runs."""
+    spec, pipeline = tokenizer.spec, tokenizer.pipeline
+    assert isinstance(pipeline, Pipeline)  # opened for the CPU
+    image = texture(*size)
+    cells = (size[0] // spec.trunk_stride, size[1] // spec.trunk_stride)
+    features = np.random.default_rng(0).standard_normal((1, spec.trunk_channels, *cells), np.float32)
+
+    def once(plan: TrunkPlan) -> float:
+        start = time.process_time()
+        if direction == "encoder":
+            pipeline.encode_trunk(image, plan)
+        else:
+            pipeline.decode_trunk(features, plan)
+        return time.process_time() - start
+
+    def least(plan: TrunkPlan) -> float:
+        for part, _ in plan.steps:
+            pipeline.sessions[part]  # loaded before the clock starts
+        return min(once(plan) for _ in range(2))
+
+    return least
 
 
 _CHILD = (
@@ -163,23 +185,49 @@ def memory(bundle: Bundle, cases: list[tuple[int, int]], limits: list[str]) -> N
             print(done.stdout.strip() or f"| {width}x{height} | {limit} | | {lines[-1] if lines else ''} | | | | |", flush=True)
 
 
-def blend(bundle: Bundle, path: str, tile: int) -> None:
+def blend(bundle: Bundle, paths: list[str], tile: int) -> None:
     """Share of codes that blending changes, the PSNR it loses, and the seams it leaves."""
-    image = read_image(path)
-    results = {}
-    for mode in ("off", "exact", "blend"):
-        with Tokenizer.open(bundle, backend="ort-cpu", tiling=mode, tile=None if mode == "off" else tile) as tokenizer:
-            tokens = tokenizer.encode(image)
-            results[mode] = tokens.codes, tokenizer.decode(tokens), tokenizer.decode_plan(*image.shape[:2])
-    codes, pixels, _ = results["off"]
-    print("| mode | plan | codes changed | PSNR dB | seams |\n|---|---|---|---|---|")
-    for mode, (found, decoded, plan) in results.items():
-        psnr = 10 * np.log10(255**2 / np.mean((decoded.astype(np.float64) - image) ** 2))
-        ((_, windows),) = plan.steps
-        rows = sorted({window.kept[0].start for window in windows.windows} - {0})
-        columns = sorted({window.kept[1].start for window in windows.windows} - {0})
-        seams = str(measure_seams(decoded, pixels, (rows, columns))) if rows or columns else ""
-        print(f"| {mode} | {plan} | {np.mean(found != codes):.2%} | {psnr:.2f} | {seams} |")
+    print("| image | mode | plan | codes changed | PSNR dB | seams |\n|---|---|---|---|---|---|")
+    for path in paths:
+        image = read_image(path)
+        results = {}
+        for mode in ("off", "exact", "blend"):
+            with Tokenizer.open(bundle, backend="ort-cpu", tiling=mode, tile=None if mode == "off" else tile) as tokenizer:
+                tokens = tokenizer.encode(image)
+                results[mode] = tokens.codes, tokenizer.decode(tokens), tokenizer.decode_plan(*image.shape[:2])
+        codes, pixels, _ = results["off"]
+        for mode, (found, decoded, plan) in results.items():
+            ((_, windows),) = plan.steps
+            rows = sorted({window.kept[0].start for window in windows.windows} - {0})
+            columns = sorted({window.kept[1].start for window in windows.windows} - {0})
+            seams = str(measure_seams(decoded, pixels, (rows, columns))) if rows or columns else ""
+            name = f"{Path(path).name}, {image.shape[1]}x{image.shape[0]}"
+            print(
+                f"| {name} | {mode} | {plan} | {np.mean(found != codes):.2%} | {psnr(decoded, image):.2f} | {seams} |", flush=True
+            )
+
+
+def limit(bundle: Bundle, sizes: list[tuple[int, int]], limits: list[str]) -> None:
+    """Whole runs of the command line, tiled under each limit and untiled, in turns: wall time and peak memory (Linux)."""
+    print("| image | verb | tiling | limit | plan | seconds | peak MiB |\n|---|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for height, width in sizes:
+            write_image(folder / "image.png", texture(height, width))
+            for verb, source in (("encode", "image.png"), ("decode", "image.safetensors")):
+                for options in (["--tiling", "off"], *(["--memory-limit", one] for one in limits)) * 2:
+                    command = [sys.executable, "-P", "-m", "mgvq_export.cli", verb, str(bundle.path), str(folder / source)]
+                    start = time.perf_counter()
+                    done = subprocess.Popen(
+                        [*command, "-o", str(folder), "--backend", "ort-cpu", *options], stdout=subprocess.PIPE, text=True
+                    )
+                    assert done.stdout is not None
+                    line = done.stdout.read().strip()
+                    _, status, usage = os.wait4(done.pid, 0)
+                    seconds = time.perf_counter() - start
+                    plan = line.rpartition("  ")[2] if status == 0 else "failed"
+                    row = (f"{width}x{height}", verb, *(["off", ""] if "off" in options else ["auto", options[1]]))
+                    print(f"| {' | '.join(row)} | {plan} | {seconds:.1f} | {usage.ru_maxrss / 1024:.0f} |", flush=True)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -189,9 +237,9 @@ def _size(text: str) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Figures of exact tiling.")
-    parser.add_argument("figure", choices=("exact", "tax", "memory", "blend"))
+    parser.add_argument("figure", choices=("exact", "tax", "memory", "blend", "limit"))
     parser.add_argument("bundle")
-    parser.add_argument("image", nargs="?")
+    parser.add_argument("images", nargs="*")
     parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--size", type=_size, action="append", help="WIDTHxHEIGHT; may be repeated")
     parser.add_argument("--limit", action="append", help="memory limits, e.g. 1GiB; may be repeated")
@@ -204,8 +252,10 @@ def main() -> None:
         tax(bundle, (options.size or [(2048, 2048)])[0], not options.predict_only)
     elif options.figure == "memory":
         memory(bundle, options.size or list(MEMORY_CASES), options.limit or ["1GiB", "2GiB"])
+    elif options.figure == "limit":
+        limit(bundle, options.size or [(1440, 2560)], options.limit or ["4GiB"])
     else:
-        blend(bundle, options.image, options.tile)
+        blend(bundle, options.images, options.tile)
 
 
 if __name__ == "__main__":

@@ -148,6 +148,7 @@ def _(layer: layers.GatedConv, graph: GraphBuilder, x: str, name: str) -> str:
     def some_channels(module: str, step: str, x: str) -> str:
         node = f"{module}/{step}"
         conv, channels = layer.get_submodule(module), slices[node][1]
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
         return convolution(conv, conv.weight[channels], conv.bias[channels], graph, x, f"{name}.{node}")
 
     products = []

@@ -74,11 +74,12 @@ class Pipeline:
 
     def latent(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
         """uint8 [H, W, 3] -> latent [1, G*d, H/f, W/f] in the graphs' float type."""
-        features = self._encoder_trunk(image, plan, progress)
+        features = self.encode_trunk(image, plan, progress)
         (latent,) = self.sessions[Part.ENCODER_HEAD].run({"features": features})
         return latent
 
-    def _encoder_trunk(self, image: np.ndarray, plan: TrunkPlan, progress: Progress) -> np.ndarray:
+    def encode_trunk(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
+        """uint8 [H, W, 3] -> features [1, C, H/s, W/s] in the graphs' float type, stitched from the windows of ``plan``."""
         steps = _Counter(plan.total, progress)
         (part, windows), *rest = plan.steps
         features = self._map(part, windows, partial(_load_pixels, image), steps)
@@ -123,6 +124,10 @@ class Pipeline:
         if plan.mode == "blend":
             return blend.reconstruct(self.sessions, quantized, plan.steps[0][1], progress)
         (features,) = self.sessions[Part.DECODER_HEAD].run({"quantized": quantized})
+        return self.decode_trunk(features, plan, progress)
+
+    def decode_trunk(self, features: np.ndarray, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
+        """Features [1, C, h, w] -> uint8 [h*s, w*s, 3], in the windows of ``plan``."""
         counter = _Counter(plan.total, progress)
         *first, (last, pixels_plan) = plan.steps
         for part, windows in first:

@@ -1,15 +1,15 @@
-"""Chooses the windows: the least work whose predicted memory stays under the limit.
+"""Chooses the windows: the least predicted time whose predicted memory stays under the limit.
 
 Memory is predicted from the network's sizes. ONNX Runtime without its arena holds three maps at a time in a stage of
 residual blocks and six in a stage of attention blocks: measured per pixel on the CPU (``bench/tiling.py`` takes the figures
-again). Work is counted as multiplications of the convolutions.
+again). Time is work, counted as multiplications of the convolutions, plus what every run and every copied byte costs.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mgvq_export.errors import InputError
 from mgvq_export.runtime.tiling import TilePlan, TrunkPlan, smallest_window
@@ -20,7 +20,8 @@ SHARE_OF_FREE = 0.8  # the default limit: this share of what is free, beside wha
 
 _HEADROOM = 1.05  # predictions were seen 3 % low at worst
 _MOST_WINDOWS = 32  # per axis, when searching
-_CUT_GAIN = 0.97  # a second cut must save this much work: it holds another map and loads another graph
+_TIE = 1.01  # predicted times this near are equal: fewer windows then
+_BATCHES = (1, 2, 4, 8)  # windows that run together on a GPU, when the tile is given
 # Maps held at the worst moment in a stage. Attention blocks: the gated convolution's input, the same in the kernels' layout, the sum so
 # far, and of one slice of the hidden channels values, gates, and what is made of them; a fifth more was measured.
 _MAPS = {"res": 3.0, "evit": 6.2}
@@ -49,6 +50,30 @@ class Tiling:
         if tile is not None and (len(tile) != 2 or not all(isinstance(side, int) and side > 0 for side in tile)):
             raise InputError(f"tile is {tile!r}; wanted a side in pixels, or height and width")
         return cls(mode, tile, None if memory_limit is None else parse_bytes(memory_limit))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast graphs run. Only the ratios decide, so that one core's figures serve for any number of them.
+
+    Attributes:
+        work: multiplications of convolutions per second.
+        copying: bytes per second, between maps and windows.
+        run: seconds that a run takes beside its work.
+    """
+
+    work: float
+    copying: float
+    run: float
+
+
+#: By backend and bytes of a number. Measured on one core (AVX-512), where a window of 64 px runs at the speed of one of 512. Nobody
+#: measured the GPU's: they are of a data sheet's order, with some hundred kernels to launch in a run.
+SPEEDS = {
+    ("ort-cpu", 4): Speed(5e10, 2e9, 2e-4),
+    ("ort-cuda", 4): Speed(1e13, 1e10, 2e-3),
+    ("ort-cuda", 2): Speed(5e13, 1e10, 2e-3),
+}
 
 
 @dataclass(frozen=True)
@@ -107,6 +132,7 @@ class Planner:
         tiling: ``auto`` (one window when it fits), ``off``, ``exact`` or ``blend``.
         tile: height and width of the windows in image pixels; None to choose.
         itemsize: bytes of one number in the maps.
+        backend: what runs the graphs: a key of :data:`SPEEDS` together with ``itemsize``.
     """
 
     spec: ModelSpec
@@ -116,6 +142,7 @@ class Planner:
     tiling: str = "auto"
     tile: Size | None = None
     itemsize: int = 4
+    backend: str = "ort-cpu"
 
     @property
     def costs(self) -> Costs:
@@ -146,8 +173,17 @@ class Planner:
         fitting = [plan for plan in candidates if self._fits(plan)]
         if not fitting:
             raise self._too_small(size, min(plan.peak_bytes for plan in candidates), "with the smallest windows")
-        # Least work first; a second cut must earn its keep; among equals, fewer windows.
-        return min(fitting, key=lambda plan: (plan.tile_tax / (_CUT_GAIN if len(plan.steps) > 1 else 1), plan.total))
+        seconds = {plan: sum(self._seconds(*step) for step in plan.steps) for plan in fitting}
+        least = min(seconds.values())
+        return min((plan for plan in fitting if seconds[plan] <= _TIE * least), key=lambda plan: (plan.total, seconds[plan]))
+
+    def _seconds(self, part: Part, plan: TilePlan) -> float:
+        """Predicted time of a part's windows: runs, work, and the copies into and out of windows."""
+        speed = SPEEDS[self.backend, self.itemsize]
+        pixels = plan.size[0] * plan.size[1] * plan.scale**2  # of the image
+        count, ran = len(plan.windows), plan.tile_tax * pixels
+        copied = self._input_bytes(part) * ran + self._output_bytes(part) * pixels if count > 1 else 0.0
+        return -(-count // plan.batch) * speed.run + self.costs.work(part) * ran / speed.work + copied / speed.copying
 
     def _fits(self, plan: TrunkPlan) -> bool:
         return self.limit is None or plan.peak_bytes * _HEADROOM <= self.limit
@@ -180,7 +216,8 @@ class Planner:
                     raise InputError(f"tile {axis} is {side} px; wanted a multiple of {stride}, such as {nearest}")
             tile = (self.tile[0] // scale, self.tile[1] // scale)
             plan = TilePlan.fit((size[0] // scale, size[1] // scale), self.reaches[parts[0]], tile, scale=scale)
-            yield self._finish(size, ((parts[0], plan),))
+            for batch in self._batches(len(plan.windows)):
+                yield self._finish(size, ((parts[0], replace(plan, batch=batch)),))
             return
         if len(parts) == 1:
             for plan in self._grids(size, parts[0]):
@@ -192,11 +229,17 @@ class Planner:
         smallest = {part: min(plans, key=lambda plan: plan.window[0] * plan.window[1]) for part, plans in grids.items()}
         chosen = []
         for part in parts:
-            ordered = sorted(grids[part], key=lambda plan: plan.tile_tax)
+            ordered = sorted(grids[part], key=lambda plan: self._seconds(part, plan))
             steps = [tuple((other, plan if other is part else smallest[other]) for other in parts) for plan in ordered]
             fitting = (dict(step)[part] for step in steps if self._fits(self._finish(size, step)))
             chosen.append((part, next(fitting, smallest[part])))
         yield self._finish(size, tuple(chosen))
+
+    def _batches(self, count: int) -> list[int]:
+        """How many windows may run together: one on a CPU, which it keeps busy; on a GPU more, in batches of about equal size."""
+        if self.backend == "ort-cpu":
+            return [1]
+        return sorted({-(-count // -(-count // most)) for most in _BATCHES})
 
     def _grids(self, size: Size, part: Part) -> Iterator[TilePlan]:
         """Balanced plans for every number of windows per axis that the halo allows."""
@@ -260,6 +303,12 @@ class Planner:
         if part in (Part.ENCODER_TRUNK, Part.ENCODER_TRUNK_FINE):
             return 3.0 * self.itemsize
         inner = part in (Part.ENCODER_TRUNK_COARSE, Part.DECODER_TRUNK_FINE)
+        return self.costs.map_bytes((self.spec.inner_stage or 0) if inner else self.spec.head_stage)
+
+    def _output_bytes(self, part: Part) -> float:
+        if part in (Part.DECODER_TRUNK, Part.DECODER_TRUNK_FINE):
+            return 3.0 * self.itemsize
+        inner = part in (Part.ENCODER_TRUNK_FINE, Part.DECODER_TRUNK_COARSE)
         return self.costs.map_bytes((self.spec.inner_stage or 0) if inner else self.spec.head_stage)
 
 
