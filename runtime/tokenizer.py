@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mgvq_export.bundle import Bundle
-from mgvq_export.errors import BackendError, InputError
+from mgvq_export.errors import BackendError, InputError, MgvqError
 from mgvq_export.files import PathLike
 from mgvq_export.ops.trt_machine import find_machine
 from mgvq_export.runtime.images import check_image, crop, pad_to_multiple
@@ -115,8 +115,12 @@ class Tokenizer:
     def __enter__(self) -> Tokenizer:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self.close()
+        except MgvqError:
+            if error is None:  # else that one came first and says more
+                raise
 
     def close(self) -> None:
         """Drop the loaded graphs and their memory."""
@@ -148,7 +152,8 @@ class Tokenizer:
         # ONNX Runtime's CPU kernels compute float16 graphs in float32 wherever they have no float16 form.
         itemsize = 2 if self.bundle.base(self.precision) == "fp16" and self.backend != "ort-cpu" else 4
         reaches = {part: self.bundle.reach(part) for part in TRUNKS if self.bundle.has_part(part)}
-        return Planner(self.spec, reaches, base, limit, tiling=self.tiling.mode, tile=self.tiling.tile, itemsize=itemsize)
+        mode, tile = self.tiling.mode, self.tiling.tile
+        return Planner(self.spec, reaches, base, limit, tiling=mode, tile=tile, itemsize=itemsize, backend=self.backend)
 
     def _ready(self, plan: TrunkPlan, trunk: Part) -> TrunkPlan:
         if len(plan.steps) > 1:  # the two halves bring the same weights again

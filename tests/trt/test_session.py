@@ -121,6 +121,16 @@ def test_trunks_cut_twice(bundle, fake, images, wanted):
     assert gpu.leaks() == {}
 
 
+@pytest.mark.parametrize("verb", ["encode", "decode"])
+def test_windows_are_those_of_the_planner(bundle, fake, tiny_bundle, verb):
+    fake()
+    with open_fp32(bundle, tile=112) as tokenizer, Tokenizer.open(tiny_bundle, backend="ort-cpu", tile=112) as other:
+        plans = [getattr(each, f"{verb}_plan")(*LARGE) for each in (tokenizer, other)]
+    for (part, found), (other_part, expected) in zip(plans[0].steps, plans[1].steps, strict=True):
+        assert part is other_part and found.windows == expected.windows and len(found.windows) > 4
+    assert plans[0].tile_tax == plans[1].tile_tax
+
+
 def test_every_plan_gives_the_same(bundle, fake, images, wanted):
     fake()
     with open_fp32(bundle) as tokenizer:
