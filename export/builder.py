@@ -78,9 +78,9 @@ class GraphBuilder:
     type the node runs in, and :meth:`float32` opens an island that stays float32 in a float16 graph.
 
     A precision plan has the last word on every :meth:`node`: its type, or that its inputs pass through eight bits
-    (QuantizeLinear and DequantizeLinear, which TensorRT fuses into an 8-bit convolution). Quantization happens here, as the graph is written, and not
-    by rewriting finished graphs (``onnxruntime.quantization``): all graphs of a bundle share one file of weights, node names stay the modules', scales
-    have the graph's type, and what is not named stays the same to the byte.
+    (QuantizeLinear and DequantizeLinear, which TensorRT fuses into an 8-bit convolution). Quantization happens here, as the
+    graph is written, and not by rewriting finished graphs (``onnxruntime.quantization``): all graphs of a bundle share one file of
+    weights, node names stay the modules', scales have the graph's type, and what is not named stays the same to the byte.
     """
 
     def __init__(self, weights: WeightStore, dtype: int, plan: PrecisionPlan | None = None):
@@ -211,7 +211,7 @@ class GraphBuilder:
     def _through_eight_bits(self, value: str, plan: NodePlan, position: int, name: str) -> str:
         """``value`` quantized and dequantized; one pair of nodes per value, scale and type, called after its first reader."""
         dtype = self.types[value]
-        scale = eight_bit.stored_scale(plan.scales[position], NUMPY_TYPE[dtype])
+        scale = eight_bit.stored_scale(plan.scales[position], plan.precision, NUMPY_TYPE[dtype])
         key = (value, plan.precision, scale.item(), dtype)
         if key not in self._quantized:
             kind = TensorProto.DataType.Name(dtype).lower()

@@ -25,26 +25,28 @@ def numpy_type(precision: str) -> np.dtype:
     return np.dtype(float8_e4m3fn)
 
 
-def stored_scale(scale: float | np.ndarray, dtype: np.dtype) -> np.ndarray:
+def stored_scale(scale: float | np.ndarray, precision: str, dtype: np.dtype) -> np.ndarray:
     """``scale`` in a graph's float type, rounded up: never 0, and nothing that fitted before is clipped after.
 
-    float16 has steps of 6e-8 at its lower end, where the scales of small weights lie. Raises :class:`InputError` when it is too large.
+    float16 has steps of 6e-8 at its lower end, where the scales of small weights lie. Raises :class:`InputError` when the largest value
+    that the scale stands for does not fit in that type.
     """
     exact = np.asarray(scale, np.float64)
-    with np.errstate(over="ignore"):
-        rounded = exact.astype(dtype)
-    rounded = np.where(rounded < exact, np.nextafter(rounded, dtype.type(np.inf)), rounded).astype(dtype)
-    if not np.isfinite(rounded).all():
-        raise InputError(f"a scale of {exact.max():g} does not fit in {dtype}, whose largest number is {np.finfo(dtype).max:g}")
-    return rounded
+    largest, limit = exact.max() * LARGEST[precision], np.finfo(dtype).max
+    if largest > limit:
+        raise InputError(
+            f"a scale of {exact.max():g} stands for values up to {largest:g}; {dtype} ends at {limit:g}: choose fp32"
+        )
+    rounded = exact.astype(dtype)
+    return np.where(rounded < exact, np.nextafter(rounded, dtype.type(np.inf)), rounded).astype(dtype)
 
 
 def weight_scales(weight: np.ndarray, precision: str, dtype: np.dtype, given: tuple[float, ...] = ()) -> np.ndarray:
     """One scale per output channel of ``weight`` [O, ...]: ``given``, or the channel's largest magnitude over that of the type."""
     if given:
-        return stored_scale(np.array(given), dtype)
+        return stored_scale(np.array(given), precision, dtype)
     largest = np.abs(weight.astype(np.float64)).reshape(len(weight), -1).max(axis=1)
-    return stored_scale(np.where(largest > 0, largest / LARGEST[precision], 1.0), dtype)
+    return stored_scale(np.where(largest > 0, largest / LARGEST[precision], 1.0), precision, dtype)
 
 
 def quantize(values: np.ndarray, scale: np.ndarray, precision: str) -> np.ndarray:

@@ -95,7 +95,7 @@ def test_a_quantized_convolution_is_the_oracle(kind: str, base: str, given: bool
     scales = store.offsets[f"w.{kind}.scale"][1]
     assert scales.dtype == numpy_dtype and np.all(scales >= wanted_scales)
     np.testing.assert_allclose(scales, wanted_scales, rtol=2e-3 if base == "fp16" else 2e-7, atol=6e-8)
-    stored = np.float64(eight_bit.stored_scale(scale, np.dtype(numpy_dtype)))
+    stored = np.float64(eight_bit.stored_scale(scale, kind, np.dtype(numpy_dtype)))
     values = rounded(np.float64(x) / stored, kind) * stored
     scales = scales.astype(np.float64)[:, None, None, None]
     weights = np.clip(rounded(weight / scales, kind), -LARGEST[kind], LARGEST[kind]) * scales
@@ -106,14 +106,15 @@ def test_a_quantized_convolution_is_the_oracle(kind: str, base: str, given: bool
 
 def test_small_scales_survive_float16() -> None:
     half = np.dtype(np.float16)
-    assert eight_bit.stored_scale(1e-12, half) > 0
+    assert eight_bit.stored_scale(1e-12, "int8", half) > 0
     weight = np.full((2, 1, 1, 1), 1e-5, np.float32)
     scales = eight_bit.weight_scales(weight, "int8", half)
     assert np.all(scales.astype(np.float64) * 127 >= 1e-5)  # nothing is clipped
     assert np.array_equal(eight_bit.quantize(np.array([9e9, -9e9]), np.ones(2), "int8"), np.array([127, -127], np.int8))
     assert eight_bit.quantize(np.array([9e9]), np.ones(1), "fp8").astype(np.float32) == 448
-    with pytest.raises(InputError, match="does not fit in float16"):
-        eight_bit.stored_scale(1e6, half)
+    with pytest.raises(InputError, match="up to 88900; float16 ends at 65504: choose fp32"):
+        eight_bit.stored_scale(700, "int8", half)
+    assert eight_bit.stored_scale(700, "int8", np.dtype(np.float32)) == 700
 
 
 def test_fp8_rounds_as_its_definition(rng: np.random.Generator) -> None:
@@ -450,7 +451,7 @@ REFUSED = {
     ),
     "third operand": (RES, NodePlan("int8", {2: 1.0}), "a sum has the inputs 0 and 1"),
     "weights of a sum": (RES, NodePlan("int8", {0: 1.0}, (1.0,)), "a sum has no weights"),
-    "too large a scale": (f"{RES}.main.conv1.conv", NodePlan("int8", {0: 1e9}), "does not fit in float16"),
+    "too large a scale": (f"{RES}.main.conv1.conv", NodePlan("int8", {0: 700.0}), "values up to 88900; float16 ends at 65504"),
 }
 
 
