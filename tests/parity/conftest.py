@@ -1,6 +1,7 @@
-"""A report's evidence, gathered once from the tiny bundle: for the tests of its content and of its page in a browser."""
+"""Images, a bundle to plant faults in, and a report's evidence, gathered once for the tests of its content and of its page."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from mgvq_export.parity.gather import gather
 from mgvq_export.parity.report import CheckResult, ParityReport
 from mgvq_export.parity.subject import Subject
 from mgvq_export.parity.tolerances import tolerance
-from mgvq_export.runtime.images import pad_to_multiple
+from mgvq_export.runtime.images import pad_to_multiple, write_image
 
 #: Names as a folder may hold them: markup, what Markdown and matplotlib take for more than text, bytes that are no text.
 HOSTILE = ("<img src=x onerror=alert(1)>.png", "_a|b`$x_{y$ & \"q'.png", "new\nline\x07.png", os.fsdecode(b"\xff\xfe.png"))
@@ -24,6 +25,23 @@ def waves(height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     image = np.stack([np.sin(x / (5 + c)) * np.cos(y / (7 - c)) for c in range(3)], axis=-1)
     return np.clip(127 + 90 * image + 20 * rng.standard_normal(image.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two images: one large enough for several windows, one with sides that f does not divide."""
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = []
+    for name, size in {"a": (192, 224), "b": (75, 101)}.items():
+        paths.append(folder / f"{name}.png")
+        write_image(paths[-1], waves(*size))
+    return paths
+
+
+@pytest.fixture
+def copy(tiny_bundle: Bundle, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle, to plant faults in."""
+    return Path(shutil.copytree(tiny_bundle.path, tmp_path / "bundle"))
 
 
 @pytest.fixture(scope="session")

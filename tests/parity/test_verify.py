@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from faults import change_graph, scale_weight
 
-from mgvq_export.bundle import MANIFEST, Bundle, file_entry, graph_name, manifest_bytes, weights_name
+from mgvq_export.bundle import MANIFEST, Bundle, graph_name, manifest_bytes
 from mgvq_export.errors import BundleError, CheckFailed, InputError
 from mgvq_export.parity.report import FAILED, PASSED, SKIPPED, ParityReport
 from mgvq_export.parity.verify import compare_with_network, verify
@@ -22,28 +23,8 @@ ort = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two images: one large enough for several windows, one with sides that f does not divide."""
-    folder = tmp_path_factory.mktemp("pictures")
-    paths = []
-    for name, (height, width) in {"a": (192, 224), "b": (75, 101)}.items():
-        rng = np.random.default_rng(height)
-        y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-        waves = np.stack([np.sin(x / (5 + c)) * np.cos(y / (7 - c)) for c in range(3)], axis=-1)
-        image = np.clip(127 + 90 * waves + 20 * rng.standard_normal(waves.shape), 0, 255).astype(np.uint8)
-        paths.append(folder / f"{name}.png")
-        write_image(paths[-1], image)
-    return paths
-
-
-@pytest.fixture(scope="module")
 def good(tiny_bundle: Bundle, pictures: list[Path]) -> ParityReport:
     return verify(tiny_bundle, pictures)
-
-
-@pytest.fixture
-def copy(tiny_bundle: Bundle, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_bundle.path, tmp_path / "bundle"))
 
 
 def failed(report: ParityReport) -> set[str]:
@@ -52,35 +33,6 @@ def failed(report: ParityReport) -> set[str]:
 
 def statuses(report: ParityReport) -> dict[str, str]:
     return {check.name: check.status for check in report.checks}
-
-
-def change_graph(bundle: Path, precision: str, part: Part, change: Callable) -> None:
-    """Let ``change`` alter the graph, in place, and the manifest vouch for what comes of it."""
-    path = bundle / graph_name(precision, part)
-    model = onnx.load(path, load_external_data=False)
-    change(model)
-    onnx.save(model, path)
-    vouch(bundle)
-
-
-def vouch(bundle: Path) -> None:
-    manifest = json.loads((bundle / MANIFEST).read_text())
-    for precision in manifest["precisions"].values():
-        for entry in (precision["weights"], *precision["graphs"].values()):
-            entry.update(file_entry(bundle, entry["file"]))
-    (bundle / MANIFEST).write_bytes(manifest_bytes(manifest))
-
-
-def scale_weight(bundle: Path, precision: str, part: Part, name: str, factor: float) -> None:
-    """Scale one tensor of ``weights.bin``, for all graphs that use it."""
-    model = onnx.load(bundle / graph_name(precision, part), load_external_data=False)
-    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
-    where = {entry.key: entry.value for entry in tensor.external_data}
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    stored = np.memmap(bundle / weights_name(precision), dtype, "r+", int(where["offset"]), tuple(tensor.dims))
-    stored *= dtype.type(factor)
-    stored.flush()
-    vouch(bundle)
 
 
 def codes_through(*nodes: "onnx.NodeProto") -> Callable:
