@@ -22,18 +22,20 @@ OBJECTS = {
 
 
 def used_names(source: str) -> dict[str, dict[str, list[Any]]]:
-    """dotted TensorRT name -> ``keywords`` it is called with, and ``counts`` of all arguments, one per call.
+    """dotted TensorRT name -> ``keywords`` it is called with, ``counts`` of all arguments, one per call, and whether it is ``stored`` to.
 
-    ``{"tensorrt.OnnxParser.parse": {"keywords": ["path"], "counts": [2]}}``
+    ``{"tensorrt.OnnxParser.parse": {"keywords": ["path"], "counts": [2], "stored": []}}``
     """
     chains = _chains(ast.parse(source))
-    if not any(_place(chain, MODULES) is not None for chain, _ in chains):
+    if not any(_place(chain, MODULES) is not None for chain, _, _ in chains):
         return {}  # it does not speak to TensorRT: its variables are called as they like
     used: dict[str, dict[str, list[Any]]] = {}
-    for chain, call in chains:
+    for chain, call, stored in chains:
         name = _resolve(chain)
         if name is not None:
-            entry = used.setdefault(name, {"keywords": [], "counts": []})
+            entry = used.setdefault(name, {"keywords": [], "counts": [], "stored": []})
+            if stored:
+                entry["stored"] = [True]
             if call is not None:
                 entry["keywords"] += [k.arg for k in call.keywords if k.arg and k.arg not in entry["keywords"]]
                 if not any(isinstance(argument, ast.Starred) for argument in call.args):
@@ -44,7 +46,7 @@ def used_names(source: str) -> dict[str, dict[str, list[Any]]]:
 def cuda_calls(source: str) -> set[tuple[str, int | None]]:
     """(name in ``cuda.bindings.runtime``, number of arguments or None where it is not called) of everything a file uses of it."""
     found = set()
-    for chain, call in _chains(ast.parse(source)):
+    for chain, call, _ in _chains(ast.parse(source)):
         place = _place(chain, {"cudart": ""})
         if place is not None and place + 1 < len(chain):
             assert call is None or not call.keywords, f"{'.'.join(chain)} is called with keywords"
@@ -52,14 +54,15 @@ def cuda_calls(source: str) -> set[tuple[str, int | None]]:
     return found
 
 
-def _chains(tree: ast.Module) -> list[tuple[list[str], ast.Call | None]]:
-    """Every ``a.b.c``, the longest only, and the call it is the function of."""
+def _chains(tree: ast.Module) -> list[tuple[list[str], ast.Call | None, bool]]:
+    """Every ``a.b.c``, the longest only, the call it is the function of, and whether it is assigned to."""
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and not isinstance(parents.get(node), ast.Attribute) and (chain := _chain(node)):
             parent = parents.get(node)
-            found.append((chain, parent if isinstance(parent, ast.Call) and parent.func is node else None))
+            call = parent if isinstance(parent, ast.Call) and parent.func is node else None
+            found.append((chain, call, isinstance(node.ctx, ast.Store)))
     return found
 
 
@@ -122,6 +125,8 @@ for name, used in json.loads(sys.argv[1]).items():
         code = getattr(value, "__code__", None) or getattr(getattr(value, "__init__", None), "__code__", None)
         names = code.co_varnames if code else None
         missing += [f"{name}({k}=)" for k in used["keywords"] if not (k in names if names else f"{k}:" in text)]
+        if used["stored"] and getattr(value, "fset", None) is None:
+            missing.append(f"{name} = ...")
         if not code and not name.endswith(".__init__"):
             missing += [f"{name} with {count} arguments" for count in set(used["counts"]) if not takes(text, count)]
 print(json.dumps(missing))

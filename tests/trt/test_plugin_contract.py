@@ -57,6 +57,12 @@ def test_the_scan_counts_arguments(version):
     ]
 
 
+@versions
+def test_the_scan_knows_what_can_be_set(version):
+    source = "trt.float32\nself.runtime.error_recorder = 1\ncontext.error_recorder = 1\nengine.num_io_tensors = 3\n"
+    assert missing_names(version, source) == ["tensorrt.ICudaEngine.num_io_tensors = ..."]
+
+
 def test_the_scan_leaves_code_alone_that_does_not_speak_to_tensorrt():
     assert api_scan.used_names("network.latent(1)\nbuilder.anything") == {}
 
