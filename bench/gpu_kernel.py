@@ -165,7 +165,8 @@ def kernel_section(options: GpuOptions) -> Iterator[Row]:
         for dtype in KERNEL_NAMES:
             latent, codebook = real_case(shape, dtype)
             codes, times = gpu.run(latent, codebook, repeats=options.repeats + 5)
-            yield Row.timed(f"kernel {name} {dtype}", [time / 1e3 for time in times[5:]])
+            goal = {"note": "wanted on an H200: at most 0.1 ms"} if name.startswith("f16") else {}
+            yield Row.timed(f"kernel {name} {dtype}", [time / 1e3 for time in times[5:]], **goal)
         wrong = len(disagreements(latent[:, :, :_ROWS_CHECKED], codebook, codes[:, :, :_ROWS_CHECKED]))  # float16 latents
         yield Row(f"kernel {name}, first rows against the oracle", wrong, "wrong codes", wrong == 0)
 

@@ -1,5 +1,6 @@
 """What must hold on a machine with an NVIDIA GPU: runs every section, prints one table, writes JSON; exit code 1 if a check fails.
 
+    pip install --no-deps -e .                             # if the package is not installed yet
     python tools/gpu_acceptance.py [--json results.json] [--section kernel]...
     python tools/gpu_acceptance.py --rehearse              the same code on the CPU, tiny: nothing it prints is a figure
 
@@ -82,7 +83,7 @@ def main() -> int:
     document: dict[str, Any] = {"run": describe_run(), "rehearsal": arguments.rehearse, "rows": []}
     print(json.dumps(document["run"], indent=1))
     with tempfile.TemporaryDirectory() as temporary:
-        options = parse_options(arguments, arguments.folder or Path(temporary))
+        options = parse_options(arguments, (arguments.folder or Path(temporary)).resolve())
         document["options"] = {"model": options.spec.name, "large": options.large, "small": options.small, "tile": options.tile}
         for name in arguments.section or SECTIONS:
             document["rows"] += run_section(name, options)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -184,6 +185,8 @@ def test_tensorrt_section_on_stand_ins(with_bundle, engines, monkeypatch):
     assert len(judged(rows)) == 2 + 2 + 2 + 1
     assert [wanted.tile for wanted in engines] == [None, None, (72, 72), (72, 72)]
     assert sum(row.unit == "ms p50" for row in rows) == 2 * 2 * 2
+    assert gpu_engines._goal("encode", GpuOptions()) == {"note": "wanted on an H200: at most 50 ms"}
+    assert gpu_engines._goal("encode", with_bundle) == {}
 
 
 def test_tensorrt_section_notices_another_result_of_the_example(with_bundle, engines, monkeypatch):
@@ -263,6 +266,17 @@ def test_one_section_alone(tool, monkeypatch, tmp_path):
     fake_section(monkeypatch)
     _, document = run_tool(tool, monkeypatch, tmp_path, "--section", "network")
     assert [row["section"] for row in document["rows"]] == ["network"]
+
+
+@pytest.mark.slow
+def test_the_whole_rehearsal(tmp_path):
+    path = Path(mgvq_export.__file__).parent / "tools" / "gpu_acceptance.py"
+    command = [sys.executable, str(path), "--rehearse", "--json", str(tmp_path / "rows.json"), "--folder", "work"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MGVQ_REQUIRE_GPU": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sections = {row["section"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert sections == {"kernel", "argmin", "network", "peers", "onnxruntime", "tensorrt"}
 
 
 def test_without_a_gpu_the_kernel_section_says_so(options):

@@ -98,7 +98,8 @@ class Context(fake_gpu.Context):
     def infer_shapes(self):
         missing = super().infer_shapes()
         if not missing:
-            self.set_device_memory(self.gpu.allocate(self.gpu.device, self.scratch_bytes()), self.scratch_bytes())
+            size = max(1, self.scratch_bytes())
+            self.set_device_memory(self.gpu.allocate(self.gpu.device, size), size)
         return missing
 
 
