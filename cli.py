@@ -82,7 +82,9 @@ def export(
 
         bundle = export_bundle(loaded, output, precisions=precision, plans=loaded_plans, replace=force, progress=report)
     lines = Lines(as_json)
-    note = f"{bundle.spec.name}, {' + '.join(bundle.precisions)}"
+    experimental = {plan.name for plan in loaded_plans if "fp8" in plan.counts()}
+    names = (f"{name} (experimental)" if name in experimental else name for name in bundle.precisions)
+    note = f"{bundle.spec.name}, {' + '.join(names)}"
     lines.add(bundle.path, time.perf_counter() - start, note, model=bundle.spec.name, precisions=bundle.precisions)
     lines.close()
 

@@ -589,7 +589,7 @@ def test_commands(bundle: Bundle, tiny_checkpoint_file: Path, tmp_path: Path) ->
     assert json.loads(run("inspect", tmp_path / "plan.json", "--json").stdout)["plan"] == plan.to_dict()
 
     exported = run("export", tiny_checkpoint_file, "-o", tmp_path / "b", "--precision", "fp16", "--plan", tmp_path / "plan.json")
-    assert exported.exit_code == 0 and "tiny, fp16 + mine" in exported.stdout, exported.output
+    assert exported.exit_code == 0 and "tiny, fp16 + mine (experimental)" in exported.stdout, exported.output
     assert Bundle.open(tmp_path / "b").plan("mine") == plan
     shown = run("inspect", tmp_path / "b")
     assert "mine/plan.json" in shown.stdout and "Precision plans" in shown.stdout and "1 fp8" in shown.stdout
