@@ -71,6 +71,7 @@ class Options:
         wrong = [part for part in self.parts if part not in ("decoder", "encoder")]
         if wrong or not self.parts:
             raise InputError(f"parts are {', '.join(wrong) or 'none'}; choose decoder, encoder or both")
+        PrecisionPlan(self.name or self.precision, self.base, {})  # refuses a name or base that cannot be
         if self.search_windows < 1:
             raise InputError(f"search windows is {self.search_windows}; wanted at least 1")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,31 +34,23 @@ class Outcome:
             )
 
 
-def run(
-    bundle: Path,
-    images: Sequence[Path],
-    output: Path,
-    *,
-    precision: str,
-    parts: str,
-    checkpoint: str | None,
-    held_out: Sequence[Path],
-    report_dir: Path | None,
-    progress: Progress,
-    min_code_agreement: float | None,
-    min_psnr: float | None,
-    max_psnr_drop: float | None,
-    **options: Any,
-) -> Outcome:
-    """Calibrate, write the plan to ``output`` and the report into ``report_dir`` (``<plan>-report`` beside it when None)."""
+def run(bundle: Path, images: Sequence[Path], output: Path, options: Mapping[str, Any], *, progress: Progress) -> Outcome:
+    """Calibrate, write the plan to ``output`` and the report into a folder.
+
+    ``options``: the command's, by name: those of :class:`Options`, with ``parts`` as text and the budgets one by one (None: the default);
+    ``checkpoint``, ``held_out``, and ``report_dir``, which is ``<plan>-report`` beside the plan when None.
+    """
+    rest = dict(options)
+    asked = {name: rest.pop(name) for name in vars(Budgets())}
+    checkpoint, held_out, report_dir = (rest.pop(name) for name in ("checkpoint", "held_out", "report_dir"))
     if output.is_dir():
         raise InputError(f"cannot write {output}: it is a folder; give the name of a file such as {output / 'plan.json'}")
     if not output.absolute().parent.is_dir():
         raise InputError(f"cannot write {output}: there is no folder {output.absolute().parent}; create it first")
-    defaults = DEFAULT_BUDGETS.get(precision, Budgets())
-    asked = Budgets(min_code_agreement, min_psnr, max_psnr_drop)
-    budgets = replace(defaults, **{name: value for name, value in vars(asked).items() if value is not None})
-    wanted = Options(precision, budgets, tuple(part.strip() for part in parts.split(",")), **options)
+    defaults = DEFAULT_BUDGETS.get(rest["precision"], Budgets())
+    budgets = replace(defaults, **{name: value for name, value in asked.items() if value is not None})
+    parts = tuple(part.strip() for part in rest.pop("parts").split(","))
+    wanted = Options(budgets=budgets, parts=parts, **rest)
     folder = report_dir or output.with_name(f"{output.stem}-report")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about damaged files that it then refuses: one line is enough

@@ -92,7 +92,7 @@ class SegmentedGraph:
 
     def __init__(self, model: onnx.ModelProto, weights: WeightStore, shape: tuple[int, ...], limit: int):
         self.input = model.graph.input[0].name
-        self.output = model.graph.output[0].name
+        self._weights = weights  # the sessions read its arrays in place
         self._loaded = [(segment, load_session(segment.model, weights)) for segment in cut(model, shape, limit)]
 
     def run(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -7,10 +7,14 @@ from typing import Any
 
 from mgvq_export.calibration.calibrate import Calibration
 from mgvq_export.calibration.effects import Effect
+from mgvq_export.calibration.ranges import Ranges
 from mgvq_export.calibration.search import Point, pareto
 
 #: Title, columns and rows of text.
 Table = tuple[str, tuple[str, ...], list[list[str]]]
+
+_SHOWN = 8  # values close to float16's limits
+_NOTABLE = 0.001  # share of values lost to zero from which it is worth a line
 
 _EFFECT = ("codes equal", "PSNR to fp32", "PSNR lost", "at worst")
 
@@ -26,6 +30,8 @@ def tables(found: Calibration) -> list[Table]:
                 for point in pareto(one.curve)
             ]
             shown.append((f"{title}, work in 8 bits", ("work", "added last", *_EFFECT, ""), points))
+    if close := _close_to_float16(found.ranges):
+        shown.append(("Closest to what float16 holds", ("value", "largest", "infinite in float16", "subnormal", "zero"), close))
     islands = [[name, node.reason] for name, node in found.plan.nodes.items() if node.precision == "fp32"]
     if islands:
         shown.append(("in fp32, and why", ("node", "reason"), islands))
@@ -71,6 +77,17 @@ def summary(found: Calibration) -> str:
     )
     counts = ", ".join(f"{count} nodes {precision}" for precision, count in found.plan.counts().items())
     return f"plan {found.plan.name}: {counts or 'no node named'}, the rest {found.plan.base}{f'; {shares}' if shares else ''}"
+
+
+def _close_to_float16(ranges: Ranges) -> list[list[str]]:
+    """Values that float16 would make infinite or zero, those with the largest share first."""
+    every = {name: one for values in ranges.sides.values() for name, one in values.items()}
+    lost = sorted(every, key=lambda name: -every[name].share(every[name].overflow + every[name].lost))
+    return [
+        [name, f"{one.largest:.3g}", *(f"{one.share(count):.2%}" for count in (one.overflow, one.subnormal, one.lost))]
+        for name in lost[:_SHOWN]
+        if (one := every[name]).overflow or one.share(one.lost) > _NOTABLE
+    ]
 
 
 def _cells(effect: Effect) -> Sequence[str]:

@@ -79,3 +79,11 @@ def test_items_already_taken_stay() -> None:
 def test_pareto_keeps_what_nothing_beats() -> None:
     points = [Point((), share, effect_of(error)) for share, error in ((0, 0), (0.2, 1e-5), (0.3, 1e-6), (0.5, 1e-4), (0.5, 2e-4))]
     assert [(one.share, one.effect.error) for one in pareto(points)] == [(0, 0), (0.3, 1e-6), (0.5, 1e-4)]
+
+
+def test_many_items_take_few_steps(monkeypatch) -> None:
+    monkeypatch.setattr("mgvq_export.calibration.search.CURVE_STEPS", 3)
+    found = search(ITEMS, 10.5, added, Budgets(min_psnr=effect_of(1.2e-5).psnr))
+    assert [len(one.names) for one in found.curve] == [0, 1, 3, 5]
+    assert found.chosen is not None
+    assert found.chosen.share * 10.5 == pytest.approx(3.5)  # between two steps of the curve

@@ -1,0 +1,22 @@
+"""Released variants, full size, with synthetic weights: the float16 plan with the usual islands gives finite values only."""
+
+import numpy as np
+import pytest
+from reference import synthetic_image, synthetic_network
+
+from mgvq_export.calibration.effects import Effects
+from mgvq_export.precision import PrecisionPlan
+from mgvq_export.runtime.images import to_uint8
+from mgvq_export.spec import VARIANTS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("size", [256, 1024])
+@pytest.mark.parametrize("name", ["mgvq-f8c32-g8", "mgvq-f16c32-g8", "mgvq-f32c32-g8-mix"])
+def test_float16_stays_finite(name: str, size: int) -> None:
+    image = to_uint8(synthetic_image(size, size))
+    effect = Effects(synthetic_network(VARIANTS[name]), [image], name).measure(PrecisionPlan("fp16", "fp16", {}))
+    print(name, size, effect)
+    assert effect.finite
+    assert effect.agreement > 0.9 and effect.psnr > 45 and np.isfinite(effect.drop)
