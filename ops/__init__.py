@@ -1,7 +1,8 @@
 """``mgvq::GroupedArgmin`` and all its faces.
 
 ``contract`` (numpy only) says what the operator computes; ``function`` is its ONNX function body, ``cpu_kernel`` the fused
-kernel for CPUs, ``ort_kernel`` that kernel's registration with ONNX Runtime, ``grouped_argmin.cu`` the kernel for NVIDIA GPUs.
+kernel for CPUs, ``ort_kernel`` that kernel's registration with ONNX Runtime, ``grouped_argmin.cu`` the kernel for NVIDIA GPUs;
+``cases`` are the inputs on which all must agree.
 Importing this package loads none of onnx, numba, onnxruntime.
 """
 

@@ -1,4 +1,7 @@
-"""The GPU acceptance rehearsed on the CPU: every section that can run there does, tiny; the others on stand-ins."""
+"""The GPU acceptance rehearsed on the CPU, tiny: the sections that can run there, and the script.
+
+The kernel's section is tested in ``tests/ops/test_kernel_launch.py``, TensorRT's in ``tests/trt/test_embedding.py``.
+"""
 
 import importlib.util
 import json
@@ -7,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,6 @@ import mgvq_export
 from mgvq_export.bench import gpu_bundle, gpu_engines, gpu_kernel, gpu_network
 from mgvq_export.bench.gpu_report import GpuOptions, Row
 from mgvq_export.errors import BackendError
-from mgvq_export.ops.trt_machine import Machine
 from mgvq_export.parity.tolerances import tolerance
 from mgvq_export.runtime.tokenizer import Tokenizer
 from mgvq_export.spec import VARIANTS, ModelSpec
@@ -143,61 +144,6 @@ def test_onnxruntime_section_makes_its_bundle(options):
     assert len(judged(rows)) == 6
     assert [row.unit for row in rows[-2:]] == ["ms p50"] * 2
     assert gpu_bundle.shared_bundle(options).precisions == ("fp32", "fp16")  # found again
-
-
-@pytest.fixture
-def engines(with_bundle, monkeypatch):
-    """TensorRT's place taken by ONNX Runtime: tokenizers of the same bundle, and a builder that builds nothing."""
-    asked = []
-
-    def build(bundle, wanted):
-        reused = any((wanted.shapes, wanted.tile) == (other.shapes, other.tile) for other in asked)
-        asked.append(wanted)
-        bundle.manifest["engines"] = [{"file": "engines/somewhere/fp16/encoder.engine"}]
-        return [SimpleNamespace(part="encoder", record={"bytes": 10**6}, seconds=1.0, reused=reused)]
-
-    def open_tokenizer(bundle, *, tile=None, cuda_graphs=True):
-        return Tokenizer.open(bundle, backend="ort-cpu", precision="fp16", tiling="exact" if tile else "off", tile=tile)
-
-    monkeypatch.setattr("mgvq_export.export.engines.build_engines", build)
-    monkeypatch.setattr(gpu_engines, "find_machine", lambda: Machine("11.4.0.106", "NVIDIA H200", "9.0"))
-    monkeypatch.setattr(gpu_engines, "open_tokenizer", open_tokenizer)
-    monkeypatch.setattr(gpu_engines, "engine_folder", lambda bundle: bundle.path)
-    return asked
-
-
-def run_example(bundle_folder: Path, changed: int = 0):
-    """In place of subprocess.run: what the embedding example would write."""
-
-    def run(command, **_):
-        _, _, _, source, target = command
-        with Tokenizer.open(bundle_folder, backend="ort-cpu", precision="fp16", tiling="off") as tokenizer:
-            tokens = tokenizer.encode(np.load(source))
-            np.savez(target, codes=tokens.codes.astype(np.int32) + changed, image=tokenizer.decode(tokens))
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    return run
-
-
-def test_tensorrt_section_on_stand_ins(with_bundle, engines, monkeypatch):
-    monkeypatch.setattr(gpu_engines.subprocess, "run", run_example(with_bundle.folder / "tiny"))
-    rows = list(gpu_engines.tensorrt_section(with_bundle))
-    assert len(judged(rows)) == 2 + 2 + 2 + 1
-    assert [wanted.tile for wanted in engines] == [None, None, (72, 72), (72, 72)]
-    assert sum(row.unit == "ms p50" for row in rows) == 2 * 2 * 2
-    assert gpu_engines._goal("encode", GpuOptions()) == {"note": "wanted on an H200: at most 50 ms"}
-    assert gpu_engines._goal("encode", with_bundle) == {}
-
-
-def test_tensorrt_section_notices_another_result_of_the_example(with_bundle, engines, monkeypatch):
-    monkeypatch.setattr(gpu_engines.subprocess, "run", run_example(with_bundle.folder / "tiny", changed=1))
-    image = gpu_bundle.waves((64, 96))
-    (row,) = gpu_engines._example(gpu_bundle.shared_bundle(with_bundle), image, with_bundle)
-    assert row.ok is False and row.value == "different"
-    broken = subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: no GPU")
-    monkeypatch.setattr(gpu_engines.subprocess, "run", lambda *_, **__: broken)
-    (row,) = gpu_engines._example(gpu_bundle.shared_bundle(with_bundle), image, with_bundle)
-    assert row.ok is False and row.value == "RuntimeError: no GPU"
 
 
 def test_rows_say_limit_and_percentiles():

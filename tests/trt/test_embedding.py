@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import api_scan
 import fake_gpu
@@ -18,6 +17,8 @@ import pytest
 
 import mgvq_export
 from mgvq_export import Tokenizer
+from mgvq_export.bench import gpu_bundle, gpu_engines
+from mgvq_export.bench.gpu_report import GpuOptions
 from mgvq_export.export.engine_graphs import engine_graph
 from mgvq_export.export.engine_options import BuildOptions
 from mgvq_export.spec import Part
@@ -103,16 +104,24 @@ class Context(fake_gpu.Context):
         return missing
 
 
+class DataType(str):
+    """The fake's types are strings; TensorRT's also know their size."""
+
+    @property
+    def itemsize(self):
+        return np.dtype(self.removeprefix("DataType.")).itemsize
+
+
 @pytest.fixture
 def tensorrt(fake, monkeypatch):
     """``import tensorrt`` and ``cuda.bindings.runtime`` give the fakes, as far as the program uses them."""
     here = fake()
     here.trt.Logger = type("Logger", (), {"WARNING": "warning", "__init__": lambda self, severity: None})
     extra = {
-        "create_execution_context": lambda self: Context(self),
+        "create_execution_context": lambda self, strategy=None: (Context if strategy is None else fake_gpu.Context)(self),
         "get_tensor_shape": lambda self, name: fake_gpu.shape_of((self.inputs | self.outputs)[name]),
         "get_tensor_profile_shape": lambda self, name, index: list(self.profiles[index][name]),
-        "get_tensor_dtype": lambda self, name: SimpleNamespace(itemsize=self.dtype(name).itemsize),
+        "get_tensor_dtype": lambda self, name: DataType(f"DataType.{self.dtype(name).name}"),
     }
     for name, value in extra.items():
         monkeypatch.setattr(fake_gpu.Engine, name, value, raising=False)
@@ -140,6 +149,58 @@ def test_tensorrt_program_says_what_is_wrong(engine_bundle, tensorrt, image, tmp
     tensorrt.gpu.non_finite = True
     with pytest.raises(RuntimeError, match="NaN or infinite"):
         run_program("embed_trt.py", folder, image, tmp_path)
+
+
+def run_in_this_process(monkeypatch, changed=0):
+    """The acceptance starts the program as a process of its own, which the fakes would not reach."""
+
+    def run(command, **_):
+        _, program, *arguments = command
+        try:
+            runpy.run_path(program)["main"](*arguments)
+        except Exception as error:
+            return subprocess.CompletedProcess(command, 1, "", f"Traceback ...\n{type(error).__name__}: {error}")
+        if changed:
+            with np.load(arguments[-1]) as found:
+                np.savez(arguments[-1], codes=found["codes"] + changed, image=found["image"])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(gpu_engines.subprocess, "run", run)
+
+
+@pytest.fixture
+def acceptance(tiny_bundle, tensorrt, tmp_path, monkeypatch):
+    """Options of a GPU acceptance of the tiny network, whose bundle is there already."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "acceptance"
+    shutil.copytree(tiny_bundle.path, folder / "tiny")
+    sizes = {"small": (64, 96), "large": (96, 112), "tile": (72, 72)}
+    return GpuOptions("cpu", tiny_bundle.spec, repeats=2, folder=folder, **sizes)
+
+
+def test_acceptance_builds_compares_times_and_embeds(acceptance, monkeypatch):
+    run_in_this_process(monkeypatch)
+    rows = list(gpu_engines.tensorrt_section(acceptance))
+    assert [str(row) for row in rows if row.ok is False] == []
+    verdicts = {row.check: row for row in rows if row.ok}
+    assert {"untiled engines: used again", "engines for windows of 72x72: used again"} < set(verdicts)
+    assert "windows 6 of 72x72" in verdicts["tiled against untiled, 112x96: equal codes"].facts["note"]
+    assert verdicts["embedding example: codes and pixels of the tokenizer"].value == "equal"
+    assert sum(row.unit == "ms p50" for row in rows) == 2 * 2 * 2  # directions, tilings, with and without CUDA graphs
+    built = {row.check: row.facts["note"] for row in rows if row.check.startswith("engine ")}
+    assert built["engine encoder"].endswith("built") and built["engine quantizer"].endswith("kept")  # the second time
+    assert gpu_engines._goal("encode", GpuOptions()) == {"note": "wanted on an H200: at most 50 ms"}
+    assert gpu_engines._goal("encode", acceptance) == {}
+
+
+def test_acceptance_notices_another_result_of_the_program(acceptance, monkeypatch):
+    run_in_this_process(monkeypatch, changed=1)
+    (row,) = (row for row in gpu_engines.tensorrt_section(acceptance) if row.check.startswith("embedding example"))
+    assert row.ok is False and row.value == "different"
+    monkeypatch.setattr(gpu_engines, "engine_folder", lambda bundle: bundle.path / "nowhere")
+    bundle = gpu_bundle.shared_bundle(acceptance)
+    (row,) = gpu_engines._example(bundle, gpu_bundle.waves(acceptance.small), acceptance)
+    assert row.ok is False and row.value.startswith("FileNotFoundError")
 
 
 def test_the_python_programs_use_nothing_of_ours():
