@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +36,6 @@ _COUNTED = {*ENCODE.cut, *DECODE.cut, ENCODE.trunk, DECODE.trunk, ENCODE.whole, 
 _SMALLER = "build engines for smaller windows: mgvq-export build BUNDLE --shape HxW --tile N"
 
 _log = logging.getLogger("mgvq_export")
-T = TypeVar("T")
 
 
 def _silent(done: int, total: int) -> None:
@@ -69,6 +68,17 @@ class Stage:
         if name == NON_FINITE:
             return _FLAG
         return name if self.tiles is None else {self.source: _WINDOWS_IN, self.target: _WINDOWS_OUT}.get(name, name)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call: direction and image size, what goes in by name, and the value that comes out."""
+
+    direction: Direction
+    size: Size
+    feeds: Mapping[str, np.ndarray]
+    target: str
+    progress: Progress
 
 
 @dataclass
@@ -201,59 +211,63 @@ class TensorRtPipeline:
         Raises:
             BackendError: the GPU or an engine fails, no smaller plan is left, or the latent holds values that are not finite.
         """
-        size = (image.shape[0], image.shape[1])
-        feeds = {"image": image[None]}
-        return self._with_smaller_plans(ENCODE, size, plan, lambda plan: self._run(ENCODE, size, plan, feeds, progress))
+        return self._run(_Job(ENCODE, image.shape[:2], {"image": image[None]}, "codes", progress), plan)[0]
+
+    def latent(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
+        """uint8 [H, W, 3] -> latent [1, G*d, H/f, W/f] in the engines' float type. Memory and errors as in :meth:`encode`."""
+        return self._run(_Job(ENCODE, image.shape[:2], {"image": image[None]}, "latent", progress), plan)
 
     def decode(self, codes: np.ndarray, groups: int, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
         """Codes [G, h, w] -> uint8 [h*f, w*f, 3], from the first ``groups`` groups. Memory and errors as in :meth:`encode`."""
         size = (codes.shape[1] * self.spec.downsample, codes.shape[2] * self.spec.downsample)
         feeds: dict[str, np.ndarray] = {"codes": codes[None].astype(np.int32), "groups": np.array(groups, np.int64)}
-        return self._with_smaller_plans(DECODE, size, plan, lambda plan: self._run(DECODE, size, plan, feeds, progress))
+        return self._run(_Job(DECODE, size, feeds, "image", progress), plan)[0]
 
-    def _with_smaller_plans(self, direction: Direction, size: Size, plan: TrunkPlan, run: Callable[[TrunkPlan], T]) -> T:
+    def _run(self, job: _Job, plan: TrunkPlan) -> np.ndarray:
+        """The job's result; with a smaller plan when memory is too small for this one."""
         with self._lock:
             while True:
                 try:
-                    return run(plan)
+                    return self._run_once(job, plan)
                 except OutOfDeviceMemory as error:
                     reason = str(error)
                 # Outside of the handler, where the error no longer holds engines and contexts
                 self._release()
-                smaller = self._choose(direction, size, self.plans.smaller(direction, size, plan))
-                _log.warning("%s; goes on to %s with %s instead of %s", reason, direction.verb, smaller, plan)
-                plan = self._chosen[direction.verb, size] = smaller
+                smaller = self._choose(job.direction, job.size, self.plans.smaller(job.direction, job.size, plan))
+                _log.warning("%s; goes on to %s with %s instead of %s", reason, job.direction.verb, smaller, plan)
+                plan = self._chosen[job.direction.verb, job.size] = smaller
 
-    def _run(
-        self, direction: Direction, size: Size, plan: TrunkPlan, feeds: Mapping[str, np.ndarray], progress: Progress
-    ) -> np.ndarray:
+    def _run_once(self, job: _Job, plan: TrunkPlan) -> np.ndarray:
         session = self.session
         with session.running():
             # Prepare: contexts and memory first, so that nothing is moved while the stream works
-            stages = self._stages(direction, size, plan)
+            stages = self._stages(job.direction, job.size, plan)
+            if job.target == "latent":
+                stages.pop()
             sizes, steps = self._sizes(stages)
-            session.reserve(sizes, steps, host=[*feeds, stages[-1].target, _FLAGS])
+            session.reserve(sizes, steps, host=[*job.feeds, job.target, _FLAGS])
             for stage in stages:
                 for step in stage.steps.values():
                     session.bind(step, {name: session.buffer(stage.role(name)).address for name in step.dtypes})
             # Queue
-            for name, array in feeds.items():
+            for name, array in job.feeds.items():
                 session.upload(name, array)
-            counter = _Counter(plan.total, progress, session.cuda.synchronize)
+            counter = _Counter(plan.total, job.progress, session.cuda.synchronize)
             flags = 0
             for stage in stages:
                 flags += self._queue(stage, flags, counter)
-            result = session.download(stages[-1].target, stages[-1].target_shape, stages[-1].any_step.dtypes[stages[-1].target])
+            last = stages[-1]
+            result = session.download(job.target, last.target_shape, last.any_step.dtypes[job.target])
             broken = session.download(_FLAGS, (flags,), np.dtype(np.int32))
             # Wait
             session.cuda.synchronize()
             if broken.any():
-                what = "latent" if direction.encodes else "decoded image"
+                what = "latent" if job.direction.encodes else "decoded image"
                 raise BackendError(
                     f"the {what} holds values that are not finite: {self.plans.precision} engines overflow on this input; try fp32"
                 )
             counter.finish()
-            return result[0].copy()
+            return result.copy()
 
     def _queue(self, stage: Stage, flags: int, counter: _Counter) -> int:
         """Queue one stage; returns how many images or latents told whether they are finite, from place ``flags`` on."""

@@ -154,6 +154,18 @@ def test_float16(engine_bundle, fake, images, tiny_bundle):
         assert np.abs(pixels[0] - pixels[1]).max() <= 1
 
 
+def test_latent(bundle, fake, images, tiny_bundle):
+    fake()
+    image = np.ascontiguousarray(images[LARGE][:144, :208])
+    image = np.pad(image, ((0, 16), (0, 16), (0, 0)), mode="edge")
+    with open_fp32(bundle, tile=112) as tokenizer, Tokenizer.open(tiny_bundle, backend="ort-cpu", precision="fp32") as other:
+        for _ in range(3):
+            found = tokenizer.pipeline.latent(image, tokenizer.encode_plan(*LARGE))
+            expected = other.pipeline.latent(image, other.encode_plan(*LARGE))
+            assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-5
+        assert np.array_equal(tokenizer.encode(image).codes, other.encode(image).codes)
+
+
 def test_groups(bundle, fake, images, wanted, tiny_bundle):
     fake()
     with open_fp32(bundle) as tokenizer, Tokenizer.open(tiny_bundle, backend="ort-cpu", precision="fp32") as other:
