@@ -1,8 +1,9 @@
 """A model repository for Triton Inference Server, written from a bundle: four models, and two ensembles that chain them.
 
 ``mgvq_encode`` takes images to codes, ``mgvq_decode`` codes to images. With TensorRT engines images are uint8 [B, H, W, 3]; with ONNX
-graphs float [B, 3, H, W] in [-1, 1]. The dequantizer is the ONNX graph in both, because its ``groups`` is a number and not a
-tensor, which Triton's TensorRT backend does not take; it only looks rows up.
+graphs float [B, 3, H, W] in [-1, 1]. The dequantizer is the ONNX graph in both, because its ``groups`` is a number and Triton's
+tensors have at least one dimension: the ONNX Runtime backend turns [1] into a number (its pull request 213), of the TensorRT backend
+that is not known.
 
 Formats: the server's user guide ("Model Configuration", "Model Repository") and ``model_config.proto``.
 """
