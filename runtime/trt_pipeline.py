@@ -123,6 +123,7 @@ class TensorRtPipeline:
         self.plans = EnginePlans(bundle, precision, records, tiling or Tiling())
         self.session = TensorRtSession(bundle, records, machine, options or TensorRtOptions())
         self._lock = threading.Lock()
+        self._crowded = False  # whether it was said that memory does not hold all that is run in turns
         self._chosen: dict[tuple[str, Size], TrunkPlan] = {}  # what was found to fit, and still holds its memory
 
     @property
@@ -176,7 +177,9 @@ class TensorRtPipeline:
             self._drop_engines(direction, size, plan, candidates[index + 1 : index + 2])
         what = f"an image of height x width {size[0]}x{size[1]}"
         if self._chosen and candidates:
-            _log.warning("GPU memory does not hold %s beside what came before, which is given back and loaded again later", what)
+            if not self._crowded:
+                _log.warning("GPU memory does not hold %s beside what came before: engines are loaded anew at each change", what)
+            self._crowded = True
             self._release()
             return self._choose(direction, size, candidates)
         if self.limit is not None and least > self.limit:

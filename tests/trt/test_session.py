@@ -495,10 +495,8 @@ def test_a_limit_that_holds_one_direction_at_a_time(bundle, fake, images, wanted
             check(tokenizer, images, wanted, LARGE)
             assert sum(buffer.size for buffer in tokenizer.pipeline.session._buffers.values()) <= max(alone) * 1.05
     assert gpu.leaks() == {}
-    lines = {record.getMessage() for record in caplog.records}
-    assert lines == {
-        "GPU memory does not hold an image of height x width 160x224 beside what came before, which is given back and loaded again later"
-    }
+    (line,) = [record.getMessage() for record in caplog.records]  # once, not at every change
+    assert line.startswith("GPU memory does not hold an image of height x width 160x224 beside what came before")
 
 
 def test_no_plan_is_small_enough(bundle, fake, images):
@@ -516,6 +514,35 @@ def test_no_plan_is_small_enough(bundle, fake, images):
         gpu.memory = 1 << 30
         tokenizer.encode(images[LARGE])  # it is as good as new
     assert gpu.leaks() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_happens_a_result_is_right(bundle, fake, images, wanted, seed, monkeypatch):
+    """Sizes, directions, memory taken by others and failing calls in random order: what is returned equals ONNX Runtime's."""
+    monkeypatch.setattr(trt_session, "MOST_STEPS", 7)
+    whole, windows = peaks(bundle, fake)
+    rng = np.random.default_rng(seed)
+    gpu = fake().gpu
+    right = failed = 0
+    with open_fp32(bundle) as tokenizer:
+        for _ in range(120):
+            size = SIZES[rng.integers(2)]
+            gpu.memory = int(rng.choice([1 << 30, whole * 1.2, (whole + windows) / 2, windows * 0.8]))
+            gpu.fail_at = len(gpu.calls) + int(rng.integers(1, 20)) if rng.random() < 0.5 else None
+            tokens, pixels = wanted[size]
+            try:
+                if rng.random() < 0.5:
+                    assert np.array_equal(tokenizer.encode(images[size]).codes, tokens.codes)
+                else:
+                    assert np.array_equal(tokenizer.decode(tokens), pixels)
+                right += 1
+            except MgvqError as error:
+                assert "\n" not in str(error)
+                failed += 1
+            assert gpu.queue == [] and gpu.captured is None
+        gpu.fail_at = None
+    assert right > 40 and failed > 20 and gpu.leaks() == {}
 
 
 # ---- what is refused
