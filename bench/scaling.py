@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mgvq_export.bench.latency import BenchOptions, bench
 from mgvq_export.bench.plots import check_plot, new_figure, save_figure
@@ -27,6 +28,9 @@ from mgvq_export.bundle import Bundle
 from mgvq_export.errors import InputError
 from mgvq_export.files import atomic_write_bytes
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 SIDES = (256, 512, 1024, 2048, 4096)
 GROUPS = (1, 2, 4, 8, 16, 32)
 WINDOW = 512
@@ -37,7 +41,7 @@ ROWS_IN_ALL, ROWS_PER_GROUP = 16384, 2048
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 
-_PIXELS_OF_A_SERIES = 2**23  # a point is repeated until so many pixels are done, but not less than twice
+_PIXELS_OF_A_SERIES = 2**22  # a point is repeated until so many pixels are done, but not less than twice
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,9 @@ def draw(results: Results, path: Path) -> None:
         else:
             _ticks(axis, [(count, str(count)) for count in GROUPS])
         axis.grid(True, which="major", alpha=0.3)
-        axis.legend(fontsize=8, frameon=False)
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
+        axis.legend(fontsize=8, frameon=False, loc="upper left")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_title("Demo model: time", loc="left")
     axes[0, 1].set_title("Demo model: memory", loc="left")
@@ -209,9 +215,14 @@ def draw(results: Results, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _ticks(axis, places: Sequence[tuple[int, str]]) -> None:
+def _ticks(axis: Axes, places: Sequence[tuple[int, str]]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
     axis.set_xticks([place for place, _ in places], [label for _, label in places])
-    axis.minorticks_off()
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def replace_between(text: str, new: str) -> str:
