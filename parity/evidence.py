@@ -100,7 +100,10 @@ class TilingRow:
 
 @dataclass(frozen=True)
 class TimeRow:
-    """Seconds of encoding or decoding one image in memory, untiled: each run, taken in turn with the other rows."""
+    """Seconds of encoding or decoding one image in memory, untiled: each run, taken in turn with the other rows.
+
+    ``precision``: and the backend, where the precision runs on another besides.
+    """
 
     precision: str
     direction: str

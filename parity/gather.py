@@ -83,15 +83,15 @@ def _photos(subject: Subject, evidence: Evidence) -> None:
         decoded: dict[int, np.ndarray] = {}
         for count in _group_counts(subject.bundle.spec.groups):
             whole = count == subject.bundle.spec.groups
-            codes = subject.codes(name, reference)
+            codes = _valid_codes(subject, name, reference)
             pixels = subject.pixels(name, reference) if whole else graphs.pixels_of(tokenizer, codes, count)
             decoded[count] = crop(to_uint8(pixels), size)
-        error = np.abs(decoded[count].astype(np.int16) - original)
+        error = np.abs(decoded[max(decoded)].astype(np.int16) - original)
         evidence.photos.append(
             Photo(
                 name,
                 size,
-                psnr(decoded[count], original),
+                psnr(decoded[max(decoded)], original),
                 float(error.mean()),
                 int(error.max()),
                 np.bincount(error.ravel(), minlength=256).tolist(),
@@ -104,26 +104,31 @@ def _photos(subject: Subject, evidence: Evidence) -> None:
 
 def _codes(subject: Subject, evidence: Evidence) -> None:
     """Maps of every further precision against the reference, and of every precision on the backend against the CPU."""
-    reference = subject.reference
-    pairs = [(name, subject.backend, reference, subject.backend) for name in subject.bundle.precisions if name != reference]
-    if subject.backend != "ort-cpu":
-        pairs += [(name, subject.backend, name, "ort-cpu") for name in subject.bundle.precisions]
+    reference, backend = subject.reference, subject.backend
+    pairs = [(f"{name} against {reference}", name, backend, reference) for name in subject.bundle.precisions if name != reference]
+    if backend != "ort-cpu":
+        pairs += [(f"{name}: {backend} against ort-cpu", name, backend, name) for name in subject.bundle.precisions]
+    if subject.whole:
+        title = f"{subject.whole} against {reference} on the CPU"
+        pairs += [(f"{name}: {title}", name, subject.whole, reference) for name in subject.bundle.precisions]
     if not pairs:
         raise InputError(
             f"the bundle has {reference} alone and the backend is ort-cpu: there is no other way to compute codes; "
             "export with a second --precision, or choose another --backend"
         )
-    for found_precision, found_backend, precision, backend in pairs:
-        title = (
-            f"{found_precision} against {precision}"
-            if found_backend == backend
-            else f"{precision}: {found_backend} against {backend}"
-        )
+    for title, found_precision, found_backend, precision in pairs:
         limit = tolerance("codes", subject.kinds(found_precision)[0]).limit
         for name in _shown(subject):
-            latent = subject.latent(name, precision, backend)
-            wanted = subject.codes(name, precision, backend)
-            found = subject.codes(name, found_precision, found_backend)
+            try:
+                if found_backend == subject.whole:
+                    found = subject.whole_codes(name, found_precision)
+                else:
+                    found = _valid_codes(subject, name, found_precision, found_backend)
+            except MgvqError as error:  # such as no engine of this precision or size
+                evidence.missing["codes"] = f"{title}: {error}"
+                continue
+            wanted = _valid_codes(subject, name, precision, "ort-cpu" if precision == found_precision else backend)
+            latent = subject.latent(name, precision, "ort-cpu" if precision == found_precision else backend)
             margins = np.sort(near_tie_margins(latent, subject.codebook, found, wanted))
             evidence.codes.append(
                 CodeMap(
@@ -141,6 +146,14 @@ def _codes(subject: Subject, evidence: Evidence) -> None:
             )
 
 
+def _valid_codes(subject: Subject, name: str, precision: str, backend: str | None = None) -> np.ndarray:
+    """The codes of an image; :class:`InputError` when some are out of range: nothing can be looked up with these."""
+    codes = subject.codes(name, precision, backend)
+    if codes.min() < 0 or codes.max() >= subject.bundle.spec.codes_per_group:
+        raise InputError(f"{precision} gives codes out of range for {name}: {codes.min()} to {codes.max()}")
+    return codes
+
+
 def _tiling(subject: Subject, evidence: Evidence) -> None:
     """The first image that can be cut: exact windows and blended tiles of the same size, against one window."""
     reference, spec = subject.reference, subject.bundle.spec
@@ -150,7 +163,7 @@ def _tiling(subject: Subject, evidence: Evidence) -> None:
             break
     else:
         raise InputError("no image is large enough to be cut into windows")
-    untiled, whole = subject.codes(name, reference), to_uint8(subject.pixels(name, reference))
+    untiled, whole = _valid_codes(subject, name, reference), to_uint8(subject.pixels(name, reference))
     pipeline = subject.tokenizer(reference).pipeline
     for mode, (encode_plan, decode_plan) in plans.items():
         codes = pipeline.encode(subject.images[name], encode_plan)
@@ -199,14 +212,23 @@ def _time(subject: Subject, evidence: Evidence) -> None:
     name = next(iter(subject.images))
     size = subject.size(name)
     image = np.ascontiguousarray(crop(subject.images[name], size))
+    ways: list[tuple[str, Callable[[str], Tokenizer], str]] = [
+        (precision, subject.tokenizer, precision) for precision in subject.bundle.precisions
+    ]
+    if subject.whole:
+        ways += [(f"{name}, {subject.whole}", subject.whole_tokenizer, name) for name in subject.bundle.precisions]
     runs: list[tuple[TimeRow, Callable[[], Any]]] = []
-    for precision in subject.bundle.precisions:
-        tokenizer = subject.tokenizer(precision)
-        plans = tokenizer.encode_plan(*size), tokenizer.decode_plan(*size)
-        tokens = tokenizer.encode(image, plan=plans[0])
-        tokenizer.decode(tokens, plan=plans[1])
-        runs.append((TimeRow(precision, "encode", size, []), partial(tokenizer.encode, image, plan=plans[0])))
-        runs.append((TimeRow(precision, "decode", size, []), partial(tokenizer.decode, tokens, plan=plans[1])))
+    for label, find, precision in ways:
+        try:
+            tokenizer = find(precision)
+            plans = tokenizer.encode_plan(*size), tokenizer.decode_plan(*size)
+            tokens = tokenizer.encode(image, plan=plans[0])
+            tokenizer.decode(tokens, plan=plans[1])
+        except MgvqError as error:  # such as no engine of this precision or size
+            evidence.missing["time"] = f"{label}: {error}"
+            continue
+        runs.append((TimeRow(label, "encode", size, []), partial(tokenizer.encode, image, plan=plans[0])))
+        runs.append((TimeRow(label, "decode", size, []), partial(tokenizer.decode, tokens, plan=plans[1])))
     begin = time.perf_counter()
     for _ in range(_ROUNDS):
         for row, run in runs:

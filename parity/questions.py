@@ -16,6 +16,7 @@ from mgvq_export.parity.metrics import agreement, max_abs, psnr, relative_l2
 from mgvq_export.parity.report import REPORTED, CheckResult
 from mgvq_export.parity.subject import SAMPLE_SIDE, Images, Subject
 from mgvq_export.parity.tolerances import budget, tolerance
+from mgvq_export.parity.whole_images import ask_whole_images
 from mgvq_export.precision import FLOATS, Budgets
 from mgvq_export.runtime.images import to_float, to_uint8
 from mgvq_export.runtime.ort import OrtSession
@@ -112,6 +113,8 @@ def _quality(subject: Subject, image: str, precision: str) -> float:
 def ask_backend(subject: Subject) -> Checks:
     """Does the backend agree with ONNX Runtime on the CPU?"""
     question = "Does the backend agree with ONNX Runtime on the CPU?"
+    if subject.whole:
+        return ask_whole_images(subject)
     if subject.backend == "ort-cpu":
         return [CheckResult.skipped("backend", question, "the backend is ort-cpu; choose another with --backend")]
     checks: list[CheckResult] = []
@@ -147,9 +150,13 @@ def ask_quantizer(subject: Subject) -> Checks:
         wanted_rules = [grouped_argmin(probe, subject.codebook) for probe in probes]
         for lowering, session in _lowerings(subject, precision).items():
             prefix = f"quantizer/{precision}/{lowering}"
-            codes = CodeDifferences(f"{prefix}/codes", f"Does the {lowering} give the oracle's codes on the same latents?", limit)
+            codes = CodeDifferences(
+                f"{prefix}/codes", f"Does the {lowering} lowering give the oracle's codes on the same latents?", limit
+            )
             rules = CodeDifferences(
-                f"{prefix}/rules", f"Does the {lowering} follow the rules for zeros, ties and NaN, and find every row?", limit
+                f"{prefix}/rules",
+                f"Does the {lowering} lowering follow the rules for zeros, ties and NaN, and find every row?",
+                limit,
             )
             for name, latent in latents.items():
                 codes.add(name, latent, subject.codebook, graphs.run(session, "codes", latent=latent), wanted[name])
@@ -222,7 +229,7 @@ def ask_graphs(subject: Subject) -> Checks:
             halves = (Part.DECODER_TRUNK_COARSE, Part.DECODER_TRUNK_FINE)
             ways["decoder_trunk"] = (features, (Part.DECODER_TRUNK,), halves)
         for name, (values, wanted, found) in ways.items():
-            question = f"Do {' + '.join(map(str, found))} give what {' + '.join(map(str, wanted))} give?"
+            question = f"Is what {' + '.join(map(str, found))} gives that of {' + '.join(map(str, wanted))}?"
             row = Worst(f"graphs/{precision}/{name}", question, tolerance("latent", kinds[name.split("_")[0]]))
             row.add(image_name, relative_l2(graphs.chain(tokenizer, values, *found), graphs.chain(tokenizer, values, *wanted)))
             checks.append(row.result())

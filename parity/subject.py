@@ -30,7 +30,8 @@ class Subject:
     Attributes:
         bundle: the bundle.
         images: name -> uint8 [H, W, 3], sides multiples of f.
-        backend: backend of all tokenizers.
+        backend: backend of all tokenizers; it runs single graphs.
+        whole: a backend that runs whole images only (TensorRT engines), to be held against the reference; empty for none.
         sizes: name -> height and width before padding, of the images that were padded.
         network: the PyTorch network, or None; then ``no_network`` says why.
     """
@@ -41,6 +42,7 @@ class Subject:
     network: MGVQ | None = None
     no_network: str = ""
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    whole: str = ""
     _tokenizers: dict[tuple[str, str], Tokenizer] = field(default_factory=dict)
     _latents: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)
     _codes: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)
@@ -88,6 +90,20 @@ class Subject:
         if (image, precision) not in self._pixels:
             self._pixels[image, precision] = graphs.pixels_of(self.tokenizer(precision), self.codes(image, precision))
         return self._pixels[image, precision]
+
+    def whole_tokenizer(self, precision: str) -> Tokenizer:
+        """The tokenizer of a precision on the backend :attr:`whole`. Raises :class:`BackendError` when it cannot run that."""
+        key = (precision, self.whole)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = Tokenizer.open(self.bundle, backend=self.whole, precision=precision)
+        return self._tokenizers[key]
+
+    def whole_codes(self, image: str, precision: str) -> np.ndarray:
+        """:meth:`codes`, by the backend :attr:`whole`."""
+        key = (image, precision, self.whole)
+        if key not in self._codes:
+            self._codes[key] = self.whole_tokenizer(precision).encode(self.images[image]).codes[None].astype(np.int32)
+        return self._codes[key]
 
     def size(self, image: str) -> tuple[int, int]:
         """Height and width of an image by its name, before padding."""

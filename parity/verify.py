@@ -21,7 +21,7 @@ from mgvq_export.parity.questions import QUESTIONS, ask_network
 from mgvq_export.parity.report import ParityReport
 from mgvq_export.parity.subject import SAMPLE_SIDE, Images, Subject
 from mgvq_export.runtime.images import pad_to_multiple, read_image
-from mgvq_export.runtime.tokenizer import Tokenizer
+from mgvq_export.runtime.tokenizer import TENSORRT, Tokenizer
 
 if TYPE_CHECKING:
     from mgvq_export.model.network import MGVQ
@@ -42,7 +42,8 @@ def verify(
     """Ask every question, or those named in ``only`` (:data:`QUESTIONS`), of ``bundle`` on ``images`` (three sample photos if none).
 
     Args:
-        backend: as in ``Tokenizer.open``. One other than ``ort-cpu`` is also held against ``ort-cpu``.
+        backend: as in ``Tokenizer.open``. One other than ``ort-cpu`` is also held against ``ort-cpu``; TensorRT engines by the
+            question ``backend`` alone, as they run whole images only.
         checkpoint: what the bundle was exported from, when it is no longer where it was; questions that need the PyTorch
             network are skipped, with the reason, when there is none.
         progress: called with each question, then each section of the reports, and the number of those done before it.
@@ -69,6 +70,8 @@ def verify(
         subject = stack.enter_context(contextlib.closing(_subject(bundle, paths, asked, checkpoint)))
         with Tokenizer.open(bundle, backend=backend) as tokenizer:
             subject.backend = tokenizer.backend
+        if subject.backend == TENSORRT:  # engines run whole images: single graphs are looked at on the CPU
+            subject.backend, subject.whole = "ort-cpu", TENSORRT
         report = ParityReport()
         for done, name in enumerate(asked):
             progress(name, done)
@@ -76,7 +79,7 @@ def verify(
         report.facts = {
             "bundle": str(bundle.path),
             "model": bundle.spec.name,
-            "backend": subject.backend,
+            "backend": subject.whole or subject.backend,
             "precisions": list(bundle.precisions),
             "images": {name: list(image.shape[:2]) for name, image in subject.images.items()},
             "seconds": round(time.perf_counter() - start, 2),

@@ -265,7 +265,10 @@ def test_what_is_missing_is_said(tiny_bundle: Bundle, monkeypatch: pytest.Monkey
     assert "no image is large enough" in found.missing["tiling"] and "--precision" in found.missing["codes"]
     subject._pixels["0.png", "fp32"] = np.full((1, 3, 32, 32), np.nan, np.float32)
     broken = gather(subject, ParityReport(facts={"model": "tiny"}))
+    subject._codes["0.png", "fp32", "ort-cpu"] = np.full((1, 4, 2, 2), 60, np.int32)
+    beyond = gather(subject, ParityReport(facts={"model": "tiny"}))
     subject.close()
+    assert "codes out of range for 0.png: 60 to 60" in beyond.missing["photos"]
     assert not broken.photos and "NaN" in broken.missing["photos"] and broken.time
     for suffix in output.FORMATS:
         text = render(broken, suffix)
