@@ -212,7 +212,11 @@ class TokenizerJob:
         size = read_image(self._image).shape[:2]
         side = 4 * self._tokenizer.spec.downsample
         small = (side, side) if self._sessions else size  # engines may be built for one size only
+        self._plan(size)  # a limit too small is then said of this size
         self._tokenizer.decode(self._tokenizer.encode(np.zeros((*small, 3), np.uint8)))
+        self._plan(size)  # for the memory that is held now
+
+    def _plan(self, size: Size) -> None:
         self._encode_plan, self._decode_plan = self._tokenizer.encode_plan(*size), self._tokenizer.decode_plan(*size)
 
     def run(self) -> dict[str, float]:

@@ -114,6 +114,7 @@ def test_bad_input_is_one_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
         ("size is '512'; wanted WIDTHxHEIGHT", path, "--size", "512"),
         ("no peer jax; choose torch, ", path, "--against", "torch,jax"),
         ("memory limit is 'lots'", path, "--memory-limit", "lots"),
+        ("memory limit of 64MiB is too small for an image of 64x48", path, "--size", "64x48", "--memory-limit", "64MiB"),
         ("no such file", path, "--image", tmp_path / "none.png"),
         ("leave one of them out", path, "--image", image, "--size", "64x64"),
         ("no figure format has the suffix '.gif'", path, "--plot", tmp_path / "a.gif"),
