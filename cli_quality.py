@@ -198,13 +198,12 @@ def compare(before: Path, after: Path, threshold: float, force: bool, as_json: b
     click.option("--windows", type=int, default=64, show_default=True, help="Windows that ranges are taken from."),
     click.option("--window-size", type=int, default=256, show_default=True, help="Their side in pixels."),
     click.option("--search-windows", type=int, default=8, show_default=True, help="How many of them plans are measured on."),
+    click.option("--name", help="Of the plan, and of its folder in a bundle. [default: the precision]"),
     click.option(
         "--report-dir", type=click.Path(path_type=Path, file_okay=False), help="Report, plots, state. [default: beside the plan]"
     ),
 )
-def calibrate(
-    bundle: Path, images: tuple[Path, ...], output: Path, held_out: tuple[Path, ...], as_json: bool, debug: bool, **options: Any
-) -> None:
+def calibrate(bundle: Path, images: tuple[Path, ...], output: Path, as_json: bool, debug: bool, **options: Any) -> None:
     """Choose a precision for every node by measuring on IMAGES (files and folders), and write the plan.
 
     \b
@@ -213,10 +212,10 @@ def calibrate(
 
     An interrupted run goes on where it stopped.
     """
-    from mgvq_export.calibration.report import run
+    from mgvq_export.calibration.report import run as run_calibration
 
     with progress_bar("calibrate", 1000) as update:
-        found = run(bundle, images, output, held_out=held_out, progress=lambda step, share: update(step, 1000 * share), **options)
+        found = run_calibration(bundle, images, output, options, progress=lambda step, share: update(step, 1000 * share))
     if as_json:
         echo_json(found.facts)
     else:

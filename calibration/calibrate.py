@@ -245,7 +245,7 @@ class _Calibrator:
         found.shares = {side: self._share(side, plan) for side in options.parts}
         if dropped:
             found.notes.append(
-                f"{dropped} choices that fitted with the rest in float32 were taken back: with {options.base} they did not"
+                f"taken back, since it fitted with the rest in fp32 but not in {options.base}: {_named(chosen[-dropped:])}"
             )
         found.notes += [f"{value} is left alone: {why}" for value, why in scales.unusable.items()]
         self._compare(found, scales, base)
@@ -347,6 +347,10 @@ def versus(found: Search, share: float, effect: Effect) -> str:
     if gain < 0.005:
         return f"{plain}; the search finds the same and does not beat it"
     return f"{plain}; with as much work in 8 bits the search's scales give {best.effect.psnr:.2f} dB, {gain:.2f} dB more"
+
+
+def _named(choices: Sequence[Choice]) -> str:
+    return ", ".join(choice.item.name for choice in choices)
 
 
 def _thinned(curve: Sequence[Point]) -> Iterator[Point]:

@@ -222,6 +222,8 @@ def _headroom_reason(ranges: Ranges, node: PlanNode) -> str:
         return ""
     name = max(large, key=lambda name: large[name])
     what = "its values reach" if name == node.name else f"it reads {name}, which reaches"
+    if large[name] > FP16_MAX:
+        return f"{what} {large[name]:.3g}; float16 ends at {FP16_MAX:g}"
     return f"{what} {large[name]:.3g}, within a factor of {HEADROOM:g} of float16's largest, {FP16_MAX:g}: other images may exceed it"
 
 
