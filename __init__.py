@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from mgvq_export.export.engines import build_engines
     from mgvq_export.model.checkpoint import load_checkpoint
     from mgvq_export.parity.verify import verify
+    from mgvq_export.precision import PrecisionPlan
     from mgvq_export.runtime.tokenizer import Tokenizer
+    from mgvq_export.runtime.trt_session import TensorRtOptions
     from mgvq_export.spec import ModelSpec
     from mgvq_export.tokens import Tokens
 
@@ -23,6 +25,8 @@ __all__ = [
     "BuildOptions",
     "Bundle",
     "ModelSpec",
+    "PrecisionPlan",
+    "TensorRtOptions",
     "Tokenizer",
     "Tokens",
     "build_engines",
@@ -35,6 +39,8 @@ _HOMES = {
     "BuildOptions": "export.engine_options",
     "Bundle": "bundle",
     "ModelSpec": "spec",
+    "PrecisionPlan": "precision",
+    "TensorRtOptions": "runtime.trt_session",
     "Tokenizer": "runtime.tokenizer",
     "Tokens": "tokens",
     "build_engines": "export.engines",

@@ -108,6 +108,8 @@ def build(
 ) -> None:
     """Build TensorRT engines into BUNDLE, on the GPU that is to run them; those that still fit are kept.
 
+    Give all sizes an engine is to hold in one command: building it anew replaces those it had.
+
     \b
     mgvq-export build bundle --shape 1440x2560                whole images
     mgvq-export build bundle --shape 1440x2560 --tile 768x768 trunks in windows
