@@ -114,7 +114,11 @@ RUN_OPTIONS = (
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one operator. [default: all cores]"),
     click.option("--tiling", default="auto", show_default=True, help="auto, off, exact, or blend (changes codes; to compare)."),
     click.option("--tile", metavar="N|HxW", help="Size of the windows in pixels. [default: what the memory limit allows]"),
-    click.option("--memory-limit", metavar="SIZE", help="For the whole process, with tensorrt on the GPU, such as 6GiB. [default: 80 % of what is free]"),
+    click.option(
+        "--memory-limit",
+        metavar="SIZE",
+        help="For the whole process, with tensorrt on the GPU, such as 6GiB. [default: 80 % of what is free]",
+    ),
 )
 IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 GROUPS = click.option("--groups", type=int, help="Use only the first N coarse-to-fine groups. [default: all]")

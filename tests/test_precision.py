@@ -54,7 +54,12 @@ def test_kinds_and_counts(plan: PrecisionPlan) -> None:
 
 @pytest.mark.parametrize(
     ("node", "side"),
-    [("encoder.stages.0.op_list.0", "encoder"), ("quant_conv", "encoder"), ("decoder.a/b", "decoder"), ("post_quant_conv", "decoder")],
+    [
+        ("encoder.stages.0.op_list.0", "encoder"),
+        ("quant_conv", "encoder"),
+        ("decoder.a/b", "decoder"),
+        ("post_quant_conv", "decoder"),
+    ],
 )
 def test_sides(node: str, side: str) -> None:
     assert side_of(node) == side
