@@ -173,15 +173,16 @@ class Planner:
         fitting = [plan for plan in candidates if self._fits(plan)]
         if not fitting:
             raise self._too_small(size, min(plan.peak_bytes for plan in candidates), "with the smallest windows")
-        seconds = {plan: sum(self._seconds(*step) for step in plan.steps) for plan in fitting}
-        least = min(seconds.values())
-        return min((plan for plan in fitting if seconds[plan] <= _TIE * least), key=lambda plan: (plan.total, seconds[plan]))
+        timed = [(sum(self._seconds(*step) for step in plan.steps), plan) for plan in fitting]
+        least = min(seconds for seconds, _ in timed)
+        ties = [(plan.total, seconds, plan) for seconds, plan in timed if seconds <= _TIE * least]
+        return min(ties, key=lambda tie: tie[:2])[2]
 
     def _seconds(self, part: Part, plan: TilePlan) -> float:
         """Predicted time of a part's windows: runs, work, and the copies into and out of windows."""
         speed = SPEEDS[self.backend, self.itemsize]
         pixels = plan.size[0] * plan.size[1] * plan.scale**2  # of the image
-        count, ran = len(plan.windows), plan.tile_tax * pixels
+        count, ran = plan.count, plan.tile_tax * pixels
         copied = self._input_bytes(part) * ran + self._output_bytes(part) * pixels if count > 1 else 0.0
         return -(-count // plan.batch) * speed.run + self.costs.work(part) * ran / speed.work + copied / speed.copying
 
@@ -216,7 +217,7 @@ class Planner:
                     raise InputError(f"tile {axis} is {side} px; wanted a multiple of {stride}, such as {nearest}")
             tile = (self.tile[0] // scale, self.tile[1] // scale)
             plan = TilePlan.fit((size[0] // scale, size[1] // scale), self.reaches[parts[0]], tile, scale=scale)
-            for batch in self._batches(len(plan.windows)):
+            for batch in self._batches(plan.count):
                 yield self._finish(size, ((parts[0], replace(plan, batch=batch)),))
             return
         if len(parts) == 1:
@@ -290,11 +291,9 @@ class Planner:
             held = image + (features if encoder == (index == len(steps) - 1) or len(steps) == 1 else 0)
             held += inner if len(steps) == 2 else 0
             into = (
-                self._input_bytes(part) * area
-                if len(plan.windows) > 1 or part in (Part.ENCODER_TRUNK, Part.ENCODER_TRUNK_FINE)
-                else 0
+                self._input_bytes(part) * area if plan.count > 1 or part in (Part.ENCODER_TRUNK, Part.ENCODER_TRUNK_FINE) else 0
             )
-            if len(plan.windows) == 1 and encoder and len(steps) == 1:
+            if plan.count == 1 and encoder and len(steps) == 1:
                 held = image  # the only window's output is the map; the working set has it
             moments.append(held + into + costs.working_bytes(part) * area)
         return int(self.base_bytes + max(moments))

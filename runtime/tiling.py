@@ -149,6 +149,12 @@ class TilePlan:
         return height, width
 
     @property
+    def count(self) -> int:
+        """Windows in all, without making them."""
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
     def output_size(self) -> tuple[int, int]:
         """Height and width of the output map, in output pixels."""
         return self._to_output(self.size)
@@ -161,8 +167,7 @@ class TilePlan:
     @property
     def tile_tax(self) -> float:
         """Input pixels run over input pixels of the map: 1.0 for one window."""
-        rows, columns = self.grid
-        return rows * columns * self.window[0] * self.window[1] / (self.size[0] * self.size[1])
+        return self.count * self.window[0] * self.window[1] / (self.size[0] * self.size[1])
 
     def _to_output(self, size: tuple[int, int]) -> tuple[int, int]:
         rows, columns = (n // self.reach.stride_in * self.reach.stride_out for n in size)
@@ -173,13 +178,12 @@ class TilePlan:
 
     def __str__(self) -> str:
         """``windows 6 of 1200x1200, halo 88, tile tax 1.31``: width x height, in image pixels."""
-        rows, columns = self.grid
-        if rows * columns == 1:
+        if self.count == 1:
             return f"one window of {self._px(self.window)}"
         margin = "overlap" if self.mode == "blend" else "halo"
         width = self.reach.halo * self.scale * (2 if self.mode == "blend" else 1)
         batch = f", batch {self.batch}" if self.batch > 1 else ""
-        return f"windows {rows * columns} of {self._px(self.window)}{batch}, {margin} {width}, tile tax {self.tile_tax:.2f}"
+        return f"windows {self.count} of {self._px(self.window)}{batch}, {margin} {width}, tile tax {self.tile_tax:.2f}"
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,7 @@ class TrunkPlan:
     @property
     def total(self) -> int:
         """Windows of all steps."""
-        return sum(len(plan.windows) for _, plan in self.steps)
+        return sum(plan.count for _, plan in self.steps)
 
     def __str__(self) -> str:
         """One step: the plan itself; two: both, and the tile tax over both."""
