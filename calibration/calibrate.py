@@ -87,6 +87,7 @@ class Calibration:
         effect, held_out: of the plan, on windows of the calibration images and on the held-out images.
         baseline: plan "every convolution but first and last, scales from max", share of work, effects on both; None for fp16.
         curve_held_out: share of work and effect of some points of the curve on the held-out images.
+        compared: the side that ``baseline`` and ``curve_held_out`` are of.
         notes: what the user should know.
     """
 
@@ -98,6 +99,7 @@ class Calibration:
     shares: dict[str, float] = field(default_factory=dict)
     baseline: tuple[float, Effect, Effect] | None = None
     curve_held_out: list[tuple[float, Effect]] = field(default_factory=list)
+    compared: str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -272,6 +274,10 @@ class _Calibrator:
                 return self.effects.measure(scales.plan(exact, [by_name[name] for name in names]))
 
             items = [choice.item for choice in usable]
+            if work is not None and not items:
+                raise InputError(
+                    f"the {side} has no convolution that {self.options.precision} is for, or all its values are zero: try fp16"
+                )
             found = search(items, work or len(items), measure, self.options.budgets, harm=harm, start=list(start))
             searches[title] = found
             if found.chosen is None:
@@ -311,7 +317,7 @@ class _Calibrator:
 
     def _compare(self, found: Calibration, scales: Scales, base: PrecisionPlan) -> None:
         """Hold the search against the plan that needs none, and measure on the held-out images."""
-        side = self.options.parts[0]
+        side = found.compared = "decoder" if "decoder" in self.options.parts else "encoder"
         exact = PrecisionPlan("trial", "fp32", {})
         plain = Scales(self.ranges, self.options.precision)
         everything = conv_choices(inner_convolutions(self.known, side))
@@ -323,7 +329,7 @@ class _Calibrator:
         plan = plain.plan(exact, [choice for choice in everything if choice.value in plain.chosen])
         self.say("every convolution but first and last")
         found.baseline = (self._share(side, plan), self.effects.measure(plan), self.held_out.measure(plan))
-        found.notes.append(versus(found.searches[side], found.baseline[0], found.baseline[1]))
+        found.notes.append(versus(found.searches[side], found.baseline[0], found.baseline[1], side))
         promoted = [name for name, node in base.nodes.items() if node.precision == "fp32"]
         by_name = {choice.item.name: choice for choice in conv_choices(inner_convolutions(self.known, side, promoted))}
         for point in _thinned(found.searches[side].curve):
@@ -333,20 +339,22 @@ class _Calibrator:
         found.held_out = self.held_out.measure(found.plan)
 
 
-def versus(found: Search, share: float, effect: Effect) -> str:
+def versus(found: Search, share: float, effect: Effect, side: str = "decoder") -> str:
     """Whether the search's points beat a plan of ``share`` and ``effect`` at equal quality, in one sentence."""
-    name = "every convolution but first and last, scales from max"
-    as_good = [one for one in found.curve if one.effect.psnr >= effect.psnr]
-    best = max(as_good, key=lambda one: (one.share, one.effect.psnr), default=None)
-    plain = f'"{name}" has {share:.1%} of the work in 8 bits at {effect.psnr:.2f} dB'
+    wanted, unit = effect.quality(side), "dB" if side == "decoder" else "% of codes equal"
+    as_good = [one for one in found.curve if one.effect.quality(side) >= wanted]
+    best = max(as_good, key=lambda one: (one.share, one.effect.quality(side)), default=None)
+    plain = (
+        f'"every convolution but first and last, scales from max" has {share:.1%} of the work in 8 bits at {wanted:.2f} {unit}'
+    )
     if best is None or best.share < share - 1e-9:
         return f"{plain}; at that quality the search does not beat it{f': {best.share:.1%}' if best else ''}"
+    reached = best.effect.quality(side)
     if best.share > share + 1e-9:
-        return f"{plain}; the search beats it: {best.share:.1%} at {best.effect.psnr:.2f} dB"
-    gain = best.effect.psnr - effect.psnr
-    if gain < 0.005:
+        return f"{plain}; the search beats it: {best.share:.1%} at {reached:.2f} {unit}"
+    if reached - wanted < 0.005:
         return f"{plain}; the search finds the same and does not beat it"
-    return f"{plain}; with as much work in 8 bits the search's scales give {best.effect.psnr:.2f} dB, {gain:.2f} dB more"
+    return f"{plain}; with as much work in 8 bits the search's scales give {reached:.2f}, {reached - wanted:.2f} more"
 
 
 def _named(choices: Sequence[Choice]) -> str:

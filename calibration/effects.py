@@ -75,6 +75,10 @@ class Effect:
         """Whether all budgets are met, drops by their mean."""
         return not self.misses(budgets)
 
+    def quality(self, side: str) -> float:
+        """The figure that 8 bits on one side are judged by: ``psnr`` of the decoder, percent of equal codes of the encoder."""
+        return self.psnr if side == "decoder" else 100 * self.agreement
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; infinite figures as text."""
         return {name: value if math.isfinite(value) else str(value) for name, value in asdict(self).items()}

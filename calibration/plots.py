@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mgvq_export.calibration.effects import Effect
 from mgvq_export.calibration.search import Search
 from mgvq_export.calibration.statistics import FP16_MAX, FP16_NORMAL, TensorStatistics
 from mgvq_export.files import atomic_path
@@ -93,21 +94,18 @@ def curve_figure(found: Calibration, side: str, one: Search) -> Figure:
     axes = figure.subplots()
     decoder = side == "decoder"
 
-    def height(effect) -> float:
-        return effect.psnr if decoder else 100 * effect.agreement
-
-    def points(pairs: Sequence[tuple[float, object]]) -> tuple[list[float], list[float]]:
-        shown = [(100 * share, height(effect)) for share, effect in pairs if np.isfinite(height(effect))]
+    def points(pairs: Sequence[tuple[float, Effect]]) -> tuple[list[float], list[float]]:
+        shown = [(100 * share, effect.quality(side)) for share, effect in pairs if np.isfinite(effect.quality(side))]
         return [x for x, _ in shown], [y for _, y in shown]
 
     axes.plot(*points([(point.share, point.effect) for point in one.curve]), ".-", label="search, calibration windows")
-    if decoder:
+    if side == found.compared:
         axes.plot(*points(found.curve_held_out), "s", fillstyle="none", label="same plans, held-out images")
     if one.chosen:
         axes.plot(
             *points([(one.chosen.share, one.chosen.effect)]), "o", markersize=11, fillstyle="none", color="black", label="chosen"
         )
-    if found.baseline and decoder:
+    if found.baseline and side == found.compared:
         share, here, there = found.baseline
         axes.plot(*points([(share, here)]), "x", color="tab:red", label="all but first and last, scales from max")
         axes.plot(*points([(share, there)]), "+", color="tab:red", label="the same, held-out images")

@@ -116,10 +116,10 @@ def _worth(share: float, harm: float) -> float:
     return share / max(harm, 1e-12)
 
 
-def pareto(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats in both work and PSNR, by rising work."""
+def pareto(points: Sequence[Point], side: str = "decoder") -> list[Point]:
+    """The points that no other beats in both work and the quality of ``side``, by rising work."""
     kept: list[Point] = []
-    for one in sorted(points, key=lambda one: (-one.share, -one.effect.psnr)):
-        if not kept or one.effect.psnr > kept[-1].effect.psnr:
+    for one in sorted(points, key=lambda one: (-one.share, -one.effect.quality(side))):
+        if not kept or one.effect.quality(side) > kept[-1].effect.quality(side):
             kept.append(one)
     return kept[::-1]

@@ -27,7 +27,7 @@ def tables(found: Calibration) -> list[Table]:
         if title in ("encoder", "decoder"):
             points = [
                 [f"{point.share:.1%}", _added(point), *_cells(point.effect), *_chosen(point, one.chosen)]
-                for point in pareto(one.curve)
+                for point in pareto(one.curve, title)
             ]
             shown.append((f"{title}, work in 8 bits", ("work", "added last", *_EFFECT, ""), points))
     if close := _close_to_float16(found.ranges):
