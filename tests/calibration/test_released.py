@@ -17,6 +17,5 @@ from mgvq_export.spec import VARIANTS
 def test_float16_stays_finite(name: str, size: int) -> None:
     image = to_uint8(synthetic_image(size, size))
     effect = Effects(synthetic_network(VARIANTS[name]), [image], name).measure(PrecisionPlan("fp16", "fp16", {}))
-    print(name, size, effect)
     assert effect.finite
     assert effect.agreement > 0.9 and effect.psnr > 45 and np.isfinite(effect.drop)
