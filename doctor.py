@@ -26,6 +26,9 @@ PACKAGES = {
     "nvidia-cuda-nvrtc": "compiling the GPU kernel",
     "matplotlib": "plots in reports",
     "scikit-image": "image metrics in reports",
+    "Jinja2": "reports as HTML",
+    "lpips": "eval: LPIPS",
+    "clean-fid": "eval: rFID",
 }
 
 

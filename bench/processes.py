@@ -6,16 +6,15 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Protocol
 
 from mgvq_export.bench.timing import take_turns
 from mgvq_export.errors import BackendError, MgvqError
+from mgvq_export.runtime.process_memory import forget_peak, peak_bytes, resident_bytes
 
 #: ONNX Runtime's threads keep looking for work for some 20 ms after a run; the next contestant waits until they sleep.
 SETTLE_SECONDS = 0.05
@@ -193,27 +192,3 @@ def reason(error: Exception) -> str:
         return f"{package} is not installed: pip install {_INSTALL.get(package, package)}"
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
     return f"{type(error).__name__}: {text[:300]}"
-
-
-def resident_bytes() -> int:
-    """Memory this process holds now."""
-    import psutil
-
-    return psutil.Process().memory_info().rss
-
-
-def peak_bytes() -> int:
-    """The most memory this process ever held; on Linux since :func:`forget_peak`."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage: its peak begins with the parent's, which a child inherits, and cannot be reset.
-        return int(status.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def forget_peak() -> None:
-    """Let :func:`peak_bytes` count from here (Linux; elsewhere nothing)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -30,6 +30,7 @@ from mgvq_export.parity.seams import measure_seams
 from mgvq_export.runtime.images import read_image, to_uint8, write_image
 from mgvq_export.runtime.pipeline import Pipeline
 from mgvq_export.runtime.planner import Costs
+from mgvq_export.runtime.process_memory import forget_peak, peak_bytes
 from mgvq_export.runtime.tiling import TilePlan, TrunkPlan
 from mgvq_export.runtime.tokenizer import Tokenizer
 from mgvq_export.spec import Part
@@ -153,7 +154,7 @@ def peak(path: str, height: int, width: int, limit: str) -> None:
     for direction in ("encode", "decode"):
         with Tokenizer.open(path, backend="ort-cpu", memory_limit=limit) as tokenizer:
             plan = tokenizer.encode_plan(height, width) if direction == "encode" else tokenizer.decode_plan(height, width)
-            Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark so far
+            forget_peak()
             start = time.perf_counter()
             if direction == "encode":
                 tokens = tokenizer.encode(image)
@@ -161,8 +162,7 @@ def peak(path: str, height: int, width: int, limit: str) -> None:
                 assert tokens is not None
                 tokenizer.decode(tokens)
             elapsed = time.perf_counter() - start
-        status = Path("/proc/self/status").read_text().splitlines()
-        high = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+        high = peak_bytes() / 2**20
         predicted = plan.peak_bytes / 2**20
         error = 100 * (predicted / high - 1)
         print(
@@ -179,7 +179,7 @@ def memory(bundle: Bundle, cases: list[tuple[int, int]], limits: list[str]) -> N
     )
     for height, width in cases:
         for limit in limits:
-            command = [sys.executable, "-P", "-c", _CHILD, str(bundle.path), str(height), str(width), limit]
+            command = [sys.executable, "-I", "-c", _CHILD, str(bundle.path), str(height), str(width), limit]
             done = subprocess.run(command, text=True, capture_output=True, check=False)
             lines = done.stderr.strip().splitlines()
             print(done.stdout.strip() or f"| {width}x{height} | {limit} | | {lines[-1] if lines else ''} | | | | |", flush=True)
@@ -207,7 +207,7 @@ def blend(bundle: Bundle, paths: list[str], tile: int) -> None:
             )
 
 
-def limit(bundle: Bundle, sizes: list[tuple[int, int]], limits: list[str]) -> None:
+def limit(bundle: Bundle, sizes: list[tuple[int, int]], limits: list[str], rounds: int) -> None:
     """Whole runs of the command line, tiled under each limit and untiled, in turns: wall time and peak memory (Linux)."""
     print("| image | verb | tiling | limit | plan | seconds | peak MiB |\n|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
@@ -215,8 +215,8 @@ def limit(bundle: Bundle, sizes: list[tuple[int, int]], limits: list[str]) -> No
         for height, width in sizes:
             write_image(folder / "image.png", texture(height, width))
             for verb, source in (("encode", "image.png"), ("decode", "image.safetensors")):
-                for options in (["--tiling", "off"], *(["--memory-limit", one] for one in limits)) * 2:
-                    command = [sys.executable, "-P", "-m", "mgvq_export.cli", verb, str(bundle.path), str(folder / source)]
+                for options in (["--tiling", "off"], *(["--memory-limit", one] for one in limits)) * rounds:
+                    command = [sys.executable, "-I", "-m", "mgvq_export.cli", verb, str(bundle.path), str(folder / source)]
                     start = time.perf_counter()
                     done = subprocess.Popen(
                         [*command, "-o", str(folder), "--backend", "ort-cpu", *options], stdout=subprocess.PIPE, text=True
@@ -243,6 +243,7 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--size", type=_size, action="append", help="WIDTHxHEIGHT; may be repeated")
     parser.add_argument("--limit", action="append", help="memory limits, e.g. 1GiB; may be repeated")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of the figure limit")
     parser.add_argument("--predict-only", action="store_true", help="do not measure the tile tax")
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
@@ -253,7 +254,7 @@ def main() -> None:
     elif options.figure == "memory":
         memory(bundle, options.size or list(MEMORY_CASES), options.limit or ["1GiB", "2GiB"])
     elif options.figure == "limit":
-        limit(bundle, options.size or [(1440, 2560)], options.limit or ["4GiB"])
+        limit(bundle, options.size or [(1440, 2560)], options.limit or ["4GiB"], options.rounds)
     else:
         blend(bundle, options.images, options.tile)
 

@@ -22,14 +22,13 @@ from mgvq_export.bundle import Bundle
 from mgvq_export.errors import BackendError, InputError, MgvqError
 from mgvq_export.parity.evidence import MemoryRow
 from mgvq_export.runtime.planner import Tiling
+from mgvq_export.runtime.process_memory import forget_peak, peak_bytes, resident_bytes
 from mgvq_export.runtime.tiling import TrunkPlan
 from mgvq_export.runtime.tokenizer import Tokenizer
 
 _PLENTY = 2**62  # a limit that every plan keeps; one has to be given for freed memory to be returned
 _SHARES = (1 / 2, 2 / 3, 3 / 4, 9 / 10)  # of what one window takes beside the loaded graphs
 _SMALL = 64  # pixels a side of the image coded first
-_CLEAR = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # what the kernel's file clear_refs takes to forget the highest mark so far
 
 
 def measure_peaks(
@@ -45,7 +44,7 @@ def measure_peaks(
     """
     if backend != "ort-cpu":
         raise BackendError(f"the memory of {backend} lies on the GPU; plans are held against measurements for ort-cpu only")
-    if not _CLEAR.exists():
+    if not forget_peak():
         raise BackendError("this system does not tell a process's peak memory; Linux does")
     arguments = (bundle.path.resolve(), precision, *size, "tiled" if tiled else "whole")
     command = [sys.executable, "-m", __name__, *map(str, arguments)]
@@ -65,39 +64,29 @@ def run(bundle: Path, precision: str, size: tuple[int, int], *, tiled: bool) -> 
     with Tokenizer.open(bundle, **options) as tokenizer:
         first = tokenizer.encode(small)
         plan, limit = _plan(tokenizer, tokenizer.encode_plan, size, tiled)
-        _CLEAR.write_text(_RESET_PEAK)
+        forget_peak()
         tokens = tokenizer.encode(noise, plan=plan)
-        yield MemoryRow("encode", size, limit, str(plan), plan.peak_bytes, _peak())
+        yield MemoryRow("encode", size, limit, str(plan), plan.peak_bytes, peak_bytes())
     with Tokenizer.open(bundle, **options) as tokenizer:
         tokenizer.decode(first)
         plan, limit = _plan(tokenizer, tokenizer.decode_plan, size, tiled)
-        _CLEAR.write_text(_RESET_PEAK)
+        forget_peak()
         tokenizer.decode(tokens, plan=plan)
-        yield MemoryRow("decode", size, limit, str(plan), plan.peak_bytes, _peak())
+        yield MemoryRow("decode", size, limit, str(plan), plan.peak_bytes, peak_bytes())
 
 
 def _plan(tokenizer: Tokenizer, find: Callable[[int, int], TrunkPlan], size: tuple[int, int], tiled: bool) -> Any:
     """A plan and its limit: one window and None; ``tiled``, the plan under the first limit of :data:`_SHARES` that can be kept."""
-    import psutil
-
     plan = find(*size)
     if not tiled:
         return plan, None
-    held = psutil.Process().memory_info().rss
+    held = resident_bytes()
     for share in _SHARES:
         limit = held + int(share * (plan.peak_bytes - held))
         tokenizer.tiling = Tiling(limit=limit)
         with contextlib.suppress(InputError):
             return find(*size), limit
     raise InputError(f"windows: none take less than {_SHARES[-1]:.0%} of what one window takes at this size")
-
-
-def _peak() -> int:
-    """The highest mark of this process's memory since it was reset, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    raise BackendError("/proc/self/status does not tell the peak memory")
 
 
 def main() -> None:

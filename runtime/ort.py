@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from mgvq_export.bundle import Bundle
 from mgvq_export.errors import BackendError
 from mgvq_export.precision import ORT_CONFIG, ORT_DISABLED_OPTIMIZERS
 from mgvq_export.spec import Part
-
-_MMAP_THRESHOLD = -3  # mallopt's M_MMAP_THRESHOLD
 
 PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 
@@ -116,15 +113,3 @@ class OrtSessions:
     def close(self) -> None:
         """Drop all sessions and their memory."""
         self._loaded.clear()
-
-
-def return_freed_memory() -> None:
-    """Make glibc give blocks of 1 MiB and more back to the system when they are freed; elsewhere do nothing.
-
-    By default it keeps freed blocks of up to 32 MiB for later, up to some 200 MB of them: more than a limit can bear. It
-    holds for the whole process, so it is called only when the user sets a memory limit.
-    """
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(_MMAP_THRESHOLD, 1 << 20)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from mgvq_export.errors import InputError
+from mgvq_export.runtime.process_memory import resident_bytes
 from mgvq_export.runtime.tiling import TilePlan, TrunkPlan, smallest_window
 from mgvq_export.spec import ModelSpec, Part, Reach
 
@@ -340,4 +341,4 @@ def default_limit() -> int:
     """What the process holds, and :data:`SHARE_OF_FREE` of what is free beside it, in bytes."""
     import psutil
 
-    return psutil.Process().memory_info().rss + int(SHARE_OF_FREE * psutil.virtual_memory().available)
+    return resident_bytes() + int(SHARE_OF_FREE * psutil.virtual_memory().available)

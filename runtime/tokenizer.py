@@ -12,9 +12,10 @@ from mgvq_export.errors import BackendError, InputError, MgvqError
 from mgvq_export.files import PathLike
 from mgvq_export.ops.trt_machine import find_machine
 from mgvq_export.runtime.images import check_image, crop, pad_to_multiple
-from mgvq_export.runtime.ort import PROVIDERS, OrtSessions, return_freed_memory
+from mgvq_export.runtime.ort import PROVIDERS, OrtSessions
 from mgvq_export.runtime.pipeline import Pipeline, Progress
 from mgvq_export.runtime.planner import Planner, Tiling, default_limit
+from mgvq_export.runtime.process_memory import resident_bytes, return_freed_memory
 from mgvq_export.runtime.tiling import TrunkPlan
 from mgvq_export.runtime.trt_engines import usable_engines
 from mgvq_export.runtime.trt_pipeline import TensorRtPipeline
@@ -141,12 +142,10 @@ class Tokenizer:
         return self._ready(planner.decode(self._padded(height, width)), Part.DECODER_TRUNK)
 
     def _planner(self, *parts: Part) -> Planner:
-        import psutil
-
         sessions = self.pipeline.sessions
         for part in parts:  # their weights are then part of what the process is seen to hold
             sessions[part]
-        limit, base = self.tiling.limit, psutil.Process().memory_info().rss
+        limit, base = self.tiling.limit, resident_bytes()
         if limit is None and self.backend == "ort-cpu":  # the host's memory says nothing about the GPU's
             limit = default_limit()
         # ONNX Runtime's CPU kernels compute float16 graphs in float32 wherever they have no float16 form.

@@ -255,7 +255,7 @@ def test_margins_tell_near_ties_from_faults():
 
 def test_contract_and_package_load_neither_onnx_nor_numba():
     code = "import sys, mgvq_export.ops.contract; sys.exit(bool({'onnx', 'numba', 'onnxruntime', 'torch'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-I", "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork on this system")
