@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from mgvq_export.bundle import Bundle
 from mgvq_export.cli import main
 from mgvq_export.runtime.images import write_image
+from mgvq_export.runtime.planner import parse_bytes
 
 
 def encode(bundle: Bundle, folder: Path) -> list[str]:
@@ -44,9 +45,9 @@ def test_one_line_and_nothing_written(options: list[str], message: str, tiny_bun
 def test_the_limit_named_in_the_refusal_is_enough(tiny_bundle: Bundle, tmp_path: Path) -> None:
     arguments = encode(tiny_bundle, tmp_path)
     refused = CliRunner().invoke(main, [*arguments, "--memory-limit", "9MiB"])
-    needed = int(refused.stderr.split()[-1].removesuffix("MiB"))
+    needed = parse_bytes(refused.stderr.split()[-1])
     # What the process holds is not the same twice; a twentieth more covers it.
-    done = CliRunner().invoke(main, [*arguments, "--memory-limit", f"{needed * 1.05:.0f}MiB"])
+    done = CliRunner().invoke(main, [*arguments, "--memory-limit", f"{needed * 1.05:.0f}"])
     assert done.exit_code == 0, done.stderr
     assert (tmp_path / "out" / "image.safetensors").is_file()
 
