@@ -129,7 +129,7 @@ def run(bundle: Path, output: Path | None, plot: Path | None, as_json: bool, deb
     Every backend, precision and tiling given runs at every size, each in a process of its own. Peers (--against) are torch,
     torch-channels-last, torch-compile, whole-graph (each network in one graph) and plain-ort (ONNX Runtime as it comes).
 
-    
+    \b
     mgvq-export bench bundle --size 2560x1440 --against torch,plain-ort -o before.json --plot before.png
     mgvq-export bench compare before.json after.json     what became slower or larger; bench compare --help
     """
@@ -159,7 +159,7 @@ def compare(before: Path, after: Path, threshold: float, force: bool, as_json: b
     A time counts when it grew by more than the threshold and its 95 % interval lies above 1; files and parts of stages are shown
     in brackets and do not count.
 
-    
+    \b
     mgvq-export bench compare before.json after.json
     """
     from mgvq_export.bench.compare import compare_files
