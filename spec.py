@@ -50,6 +50,20 @@ class Part(str, enum.Enum):
 #: The parts that may run in windows.
 TRUNKS = tuple(part for part in Part if "_trunk" in part.value)
 
+#: The value that enters each part of the network, and the one that leaves it.
+NETWORK_VALUES: dict[Part, tuple[str, str]] = {
+    Part.ENCODER: ("image", "latent"),
+    Part.ENCODER_TRUNK: ("image", "features"),
+    Part.ENCODER_TRUNK_FINE: ("image", "inner_features"),
+    Part.ENCODER_TRUNK_COARSE: ("inner_features", "features"),
+    Part.ENCODER_HEAD: ("features", "latent"),
+    Part.DECODER: ("quantized", "image"),
+    Part.DECODER_HEAD: ("quantized", "features"),
+    Part.DECODER_TRUNK: ("features", "image"),
+    Part.DECODER_TRUNK_COARSE: ("features", "inner_features"),
+    Part.DECODER_TRUNK_FINE: ("inner_features", "image"),
+}
+
 
 @dataclass(frozen=True)
 class Reach:

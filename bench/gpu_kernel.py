@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mgvq_export.bench.gpu_network import timed
+from mgvq_export.bench.gpu_network import import_torch, timed
 from mgvq_export.bench.gpu_report import GpuOptions, Row
 from mgvq_export.errors import BackendError
 from mgvq_export.ops import cases
@@ -173,14 +173,7 @@ def kernel_section(options: GpuOptions) -> Iterator[Row]:
 
 def torch_section(options: GpuOptions) -> Iterator[Row]:
     """What torch takes for the same codes: cdist/argmin and matmul/argmax, in float32."""
-    try:
-        import torch
-    except ImportError as error:
-        raise BackendError(f"needs PyTorch ({error}): pip install torch") from None
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise BackendError(
-            f"PyTorch {torch.__version__} finds no GPU; install the build for this machine's CUDA from pytorch.org"
-        )
+    import_torch(options)
     sizes = REAL_SIZES if options.device == "cuda" else {"rehearsal 2x64x4": (1, 2, 64, 4, 6, 8)}
     for name, shape in sizes.items():
         latent, codebook = real_case(shape, "float32")

@@ -31,7 +31,7 @@ _WARM_UP = 3
 
 def network_section(options: GpuOptions) -> Iterator[Row]:
     """float32 on the device against the CPU, then float16 against float32: latents, codes, and pixels from the same codes."""
-    torch = _torch(options)
+    torch = import_torch(options)
     from mgvq_export.model.synthetic import synthetic_image, synthetic_network
 
     network = synthetic_network(options.spec)
@@ -103,7 +103,7 @@ WAYS = (
 
 def peers_section(options: GpuOptions) -> Iterator[Row]:
     """What PyTorch takes for one image, uint8 in host memory to codes in host memory and back, and the share of the GPU's peak."""
-    torch = _torch(options)
+    torch = import_torch(options)
     from mgvq_export.model.synthetic import synthetic_image, synthetic_network
 
     peaks = {way.arithmetic: 0.0 for way in WAYS}
@@ -249,7 +249,8 @@ def _precision(*, tf32: bool) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _torch(options: GpuOptions) -> Any:
+def import_torch(options: GpuOptions) -> Any:
+    """PyTorch. Raises :class:`BackendError` when it is missing, or finds no GPU where one is wanted."""
     try:
         import torch
     except ImportError as error:

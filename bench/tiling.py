@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mgvq_export.bench.latency import parse_size
 from mgvq_export.bundle import Bundle
 from mgvq_export.errors import InputError
 from mgvq_export.parity.graphs import pixels_of, tiled_pixels
@@ -230,18 +231,13 @@ def limit(bundle: Bundle, sizes: list[tuple[int, int]], limits: list[str], round
                     print(f"| {' | '.join(row)} | {plan} | {seconds:.1f} | {usage.ru_maxrss / 1024:.0f} |", flush=True)
 
 
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    return int(height), int(width)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Figures of exact tiling.")
     parser.add_argument("figure", choices=("exact", "tax", "memory", "blend", "limit"))
     parser.add_argument("bundle")
     parser.add_argument("images", nargs="*")
     parser.add_argument("--tile", type=int, default=256)
-    parser.add_argument("--size", type=_size, action="append", help="WIDTHxHEIGHT; may be repeated")
+    parser.add_argument("--size", type=parse_size, action="append", help="WIDTHxHEIGHT; may be repeated")
     parser.add_argument("--limit", action="append", help="memory limits, e.g. 1GiB; may be repeated")
     parser.add_argument("--rounds", type=int, default=2, help="turns of the figure limit")
     parser.add_argument("--predict-only", action="store_true", help="do not measure the tile tax")

@@ -11,7 +11,7 @@ from mgvq_export.model.network import MGVQ
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
 from mgvq_export.ops.function import grouped_argmin_function
 from mgvq_export.precision import PrecisionPlan
-from mgvq_export.spec import ModelSpec, Part
+from mgvq_export.spec import NETWORK_VALUES, ModelSpec, Part
 
 Shape = tuple[int | str, ...]
 
@@ -29,24 +29,9 @@ def value_shapes(spec: ModelSpec) -> dict[str, Shape]:
     }
 
 
-#: Input and output of the convolutional graphs.
-VALUES: dict[Part, tuple[str, str]] = {
-    Part.ENCODER: ("image", "latent"),
-    Part.ENCODER_TRUNK: ("image", "features"),
-    Part.ENCODER_TRUNK_FINE: ("image", "inner_features"),
-    Part.ENCODER_TRUNK_COARSE: ("inner_features", "features"),
-    Part.ENCODER_HEAD: ("features", "latent"),
-    Part.DECODER: ("quantized", "image"),
-    Part.DECODER_HEAD: ("quantized", "features"),
-    Part.DECODER_TRUNK: ("features", "image"),
-    Part.DECODER_TRUNK_COARSE: ("features", "inner_features"),
-    Part.DECODER_TRUNK_FINE: ("inner_features", "image"),
-}
-
-
 def parts(spec: ModelSpec) -> list[Part]:
     """The graphs a network of ``spec`` has: all, or all but the inner cut of the trunk."""
-    inner = {part for part, values in VALUES.items() if "inner_features" in values}
+    inner = {part for part, values in NETWORK_VALUES.items() if "inner_features" in values}
     return [part for part in Part if spec.inner_stage is not None or part not in inner]
 
 
@@ -83,7 +68,7 @@ def fill_graph(network: MGVQ, part: Part, precision: str | PrecisionPlan, weight
 def _layers(graph: GraphBuilder, network: MGVQ, part: Part) -> None:
     names = {module: name for name, module in network.named_modules()}
     shapes = value_shapes(network.spec)
-    source, target = VALUES[part]
+    source, target = NETWORK_VALUES[part]
     x = graph.input(source, graph.default, shapes[source])
     for layer in network.part(part):
         x = lower(layer, graph, x, names[layer])

@@ -28,8 +28,8 @@ Load = Callable[[tuple[Window, ...], TilePlan, np.dtype], np.ndarray]
 Store = Callable[[tuple[Window, ...], np.ndarray], None]
 
 
-def _silent(done: int, total: int) -> None:
-    pass
+def silent(done: int, total: int) -> None:
+    """The :data:`Progress` of nobody who wants to know."""
 
 
 class Session(Protocol):
@@ -64,7 +64,7 @@ class Pipeline:
         """Drop the loaded graphs and their memory."""
         self.sessions.close()
 
-    def encode(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
+    def encode(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
         """uint8 [H, W, 3], H and W multiples of f -> codes int32 [G, H/f, W/f]."""
         if plan.mode == "blend":
             return blend.encode(self.sessions, image, plan.steps[0][1], progress)
@@ -72,13 +72,13 @@ class Pipeline:
         (codes,) = self.sessions[Part.QUANTIZER].run({"latent": latent}, ["codes"])
         return codes[0]
 
-    def latent(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
+    def latent(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
         """uint8 [H, W, 3] -> latent [1, G*d, H/f, W/f] in the graphs' float type."""
         features = self.encode_trunk(image, plan, progress)
         (latent,) = self.sessions[Part.ENCODER_HEAD].run({"features": features})
         return latent
 
-    def encode_trunk(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
+    def encode_trunk(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
         """uint8 [H, W, 3] -> features [1, C, H/s, W/s] in the graphs' float type, stitched from the windows of ``plan``."""
         steps = _Counter(plan.total, progress)
         (part, windows), *rest = plan.steps
@@ -113,20 +113,20 @@ class Pipeline:
             store(windows, session.run({name: load(windows, plan, dtype)})[0])
             steps.add(len(windows))
 
-    def decode(self, codes: np.ndarray, groups: int, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
+    def decode(self, codes: np.ndarray, groups: int, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
         """Codes [G, h, w] -> uint8 [h*f, w*f, 3], from the first ``groups`` groups."""
         feeds: dict[str, np.ndarray] = {"codes": codes[None].astype(np.int32), "groups": np.array(groups, np.int64)}
         (quantized,) = self.sessions[Part.DEQUANTIZER].run(feeds)
         return self.reconstruct(quantized, plan, progress)
 
-    def reconstruct(self, quantized: np.ndarray, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
+    def reconstruct(self, quantized: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
         """Quantized latent [1, G*d, h, w] -> uint8 [h*f, w*f, 3]."""
         if plan.mode == "blend":
             return blend.reconstruct(self.sessions, quantized, plan.steps[0][1], progress)
         (features,) = self.sessions[Part.DECODER_HEAD].run({"quantized": quantized})
         return self.decode_trunk(features, plan, progress)
 
-    def decode_trunk(self, features: np.ndarray, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
+    def decode_trunk(self, features: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
         """Features [1, C, h, w] -> uint8 [h*s, w*s, 3], in the windows of ``plan``."""
         counter = _Counter(plan.total, progress)
         *first, (last, pixels_plan) = plan.steps

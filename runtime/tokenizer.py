@@ -13,7 +13,7 @@ from mgvq_export.files import PathLike
 from mgvq_export.ops.trt_machine import find_machine
 from mgvq_export.runtime.images import check_image, crop, pad_to_multiple
 from mgvq_export.runtime.ort import PROVIDERS, OrtSessions
-from mgvq_export.runtime.pipeline import Pipeline, Progress
+from mgvq_export.runtime.pipeline import Pipeline, Progress, silent
 from mgvq_export.runtime.planner import Planner, Tiling, default_limit
 from mgvq_export.runtime.process_memory import resident_bytes, return_freed_memory
 from mgvq_export.runtime.tiling import TrunkPlan
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 TENSORRT = "tensorrt"
 BACKENDS = ("auto", *PROVIDERS, TENSORRT)
-
-
-def _silent(done: int, total: int) -> None:
-    pass
 
 
 class Tokenizer:
@@ -163,7 +159,7 @@ class Tokenizer:
         f = self.spec.downsample
         return -(-height // f) * f, -(-width // f) * f
 
-    def encode(self, image: np.ndarray, *, plan: TrunkPlan | None = None, progress: Progress = _silent) -> Tokens:
+    def encode(self, image: np.ndarray, *, plan: TrunkPlan | None = None, progress: Progress = silent) -> Tokens:
         """The tokens of ``image``, uint8 [H, W, 3], of any size.
 
         Sides that are no multiple of f are extended by repeating the last row and column; the tokens remember the size.
@@ -174,7 +170,7 @@ class Tokenizer:
         return Tokens.from_spec(self.spec, codes, size, self.bundle.codebook_sha256)
 
     def decode(
-        self, tokens: Tokens, *, groups: int | None = None, plan: TrunkPlan | None = None, progress: Progress = _silent
+        self, tokens: Tokens, *, groups: int | None = None, plan: TrunkPlan | None = None, progress: Progress = silent
     ) -> np.ndarray:
         """The image of ``tokens``, uint8 [H, W, 3].
 

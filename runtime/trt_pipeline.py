@@ -19,7 +19,7 @@ from mgvq_export.bundle import Bundle
 from mgvq_export.errors import BackendError, InputError
 from mgvq_export.ops.trt_machine import find_machine
 from mgvq_export.runtime.cuda import DeviceMap, OutOfDeviceMemory
-from mgvq_export.runtime.pipeline import Progress
+from mgvq_export.runtime.pipeline import Progress, silent
 from mgvq_export.runtime.planner import Size, Tiling, format_bytes
 from mgvq_export.runtime.tiling import TilePlan, TrunkPlan, Window
 from mgvq_export.runtime.trt_engines import Shape, missing_reason, usable_engines
@@ -36,10 +36,6 @@ _COUNTED = {*ENCODE.cut, *DECODE.cut, ENCODE.trunk, DECODE.trunk, ENCODE.whole, 
 _SMALLER = "build engines for smaller windows: mgvq-export build BUNDLE --shape HxW --tile N"
 
 _log = logging.getLogger("mgvq_export")
-
-
-def _silent(done: int, total: int) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -206,7 +202,7 @@ class TensorRtPipeline:
 
     # ---- running
 
-    def encode(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
+    def encode(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
         """uint8 [H, W, 3], H and W multiples of f -> codes int32 [G, H/f, W/f].
 
         When the GPU has too little memory after all, a smaller plan is taken and a warning logged.
@@ -216,11 +212,11 @@ class TensorRtPipeline:
         """
         return self._run(_Job(ENCODE, image.shape[:2], {"image": image[None]}, "codes", progress), plan)[0]
 
-    def latent(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
+    def latent(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
         """uint8 [H, W, 3] -> latent [1, G*d, H/f, W/f] in the engines' float type. Memory and errors as in :meth:`encode`."""
         return self._run(_Job(ENCODE, image.shape[:2], {"image": image[None]}, "latent", progress), plan)
 
-    def decode(self, codes: np.ndarray, groups: int, plan: TrunkPlan, progress: Progress = _silent) -> np.ndarray:
+    def decode(self, codes: np.ndarray, groups: int, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
         """Codes [G, h, w] -> uint8 [h*f, w*f, 3], from the first ``groups`` groups. Memory and errors as in :meth:`encode`."""
         size = (codes.shape[1] * self.spec.downsample, codes.shape[2] * self.spec.downsample)
         feeds: dict[str, np.ndarray] = {"codes": codes[None].astype(np.int32), "groups": np.array(groups, np.int64)}

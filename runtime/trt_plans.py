@@ -14,23 +14,10 @@ from mgvq_export.errors import BackendError, InputError
 from mgvq_export.runtime.planner import Costs, Size, Tiling
 from mgvq_export.runtime.tiling import TilePlan, TrunkPlan
 from mgvq_export.runtime.trt_engines import Record, Shape
-from mgvq_export.spec import ModelSpec, Part
+from mgvq_export.spec import NETWORK_VALUES, ModelSpec, Part
 
 #: The value that enters each part, and the one that leaves it.
-VALUES: dict[Part, tuple[str, str]] = {
-    Part.ENCODER: ("image", "latent"),
-    Part.ENCODER_TRUNK: ("image", "features"),
-    Part.ENCODER_TRUNK_FINE: ("image", "inner_features"),
-    Part.ENCODER_TRUNK_COARSE: ("inner_features", "features"),
-    Part.ENCODER_HEAD: ("features", "latent"),
-    Part.QUANTIZER: ("latent", "codes"),
-    Part.DEQUANTIZER: ("codes", "quantized"),
-    Part.DECODER: ("quantized", "image"),
-    Part.DECODER_HEAD: ("quantized", "features"),
-    Part.DECODER_TRUNK: ("features", "image"),
-    Part.DECODER_TRUNK_COARSE: ("features", "inner_features"),
-    Part.DECODER_TRUNK_FINE: ("inner_features", "image"),
-}
+VALUES = NETWORK_VALUES | {Part.QUANTIZER: ("latent", "codes"), Part.DEQUANTIZER: ("codes", "quantized")}
 
 
 @dataclass(frozen=True)

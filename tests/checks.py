@@ -2,6 +2,8 @@
 
 import re
 
+from click.testing import Result
+
 from mgvq_export.spec import Part, Reach
 
 #: Strides and receptive field of the released variants' trunks.
@@ -18,3 +20,12 @@ RELEASED_REACH = {
 def one_line(text: str) -> bool:
     """Whether ``text`` is one line that says something."""
     return bool(re.fullmatch(r"[^\n]{20,}\n?", text))
+
+
+def assert_refused(result: Result, match: str) -> None:
+    """A command ended as bad input does: exit code 2, one line that holds ``match``, nothing on standard output."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert one_line(result.stderr), result.stderr
+    assert match in result.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checks import one_line
+from checks import assert_refused, one_line
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -30,12 +30,7 @@ def succeed(*arguments: object) -> Result:
 
 
 def refused(match: str, *arguments: object) -> None:
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert one_line(result.stderr), result.stderr
-    assert match in result.stderr
+    assert_refused(run(*arguments), match)
 
 
 @pytest.fixture

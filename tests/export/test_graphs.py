@@ -15,14 +15,14 @@ from reference import synthetic_image
 from mgvq_export.bundle import Bundle
 from mgvq_export.export.builder import FLOAT, GraphBuilder, WeightStore
 from mgvq_export.export.bundles import export_bundle
-from mgvq_export.export.graphs import VALUES, parts
+from mgvq_export.export.graphs import parts
 from mgvq_export.export.lowering import GATE_SLICES, fold_batch_norm, lower
 from mgvq_export.model import layers
 from mgvq_export.model.checkpoint import load_checkpoint
 from mgvq_export.model.network import MGVQ
 from mgvq_export.parity.metrics import relative_l2
 from mgvq_export.runtime.ort import OrtSession
-from mgvq_export.spec import ModelSpec, Part
+from mgvq_export.spec import NETWORK_VALUES, ModelSpec, Part
 
 LAYERS = {
     "conv": (lambda: layers.ConvLayer(8, 12), 8),
@@ -89,7 +89,7 @@ def test_graphs_equal_the_network(
 ) -> None:
     batch, height, width = shape
     image = np.concatenate([synthetic_image(height, width, seed) for seed in range(batch)])
-    for part, (source, target) in VALUES.items():
+    for part, (source, target) in NETWORK_VALUES.items():
         layers_of_part = tiny_network.part(part)
         with torch.inference_mode():
             x = arriving(tiny_network, part, torch.from_numpy(image))
@@ -190,7 +190,7 @@ def test_slices_of_the_head_run_one_after_another(precision: str, tiny_bundle: B
 
 def test_node_names_are_module_names(tiny_bundle: Bundle, tiny_network: MGVQ) -> None:
     modules = dict(tiny_network.named_modules())
-    for part in VALUES:
+    for part in NETWORK_VALUES:
         model = onnx.load(tiny_bundle.graph_path("fp32", part), load_external_data=False)
         for node in model.graph.node:
             assert node.name.split("/")[0] in modules
