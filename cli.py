@@ -98,7 +98,6 @@ def export(
     click.option("--batch", type=int, default=1, show_default=True, help="Largest batch of windows (with --tile) or images."),
     click.option("--builder-level", type=int, default=3, show_default=True, help="0: fastest build, 5: fastest engine."),
     click.option("--workspace", metavar="SIZE", help="Largest scratch memory, such as 4GiB. [default: all the GPU has]"),
-    click.option("--arch", "architecture", type=int, default=75, show_default=True, help="Oldest GPU for the embedded kernel."),
     click.option("--version-compatible", is_flag=True, help="Engines load under later TensorRT versions too."),
     click.option("--hardware-compatible", is_flag=True, help="Engines run on other GPUs from Ampere on too."),
     click.option("--detailed", is_flag=True, help="Keep every layer's details for the engine inspector."),

@@ -19,6 +19,7 @@ from mgvq_export.ops.cuda_kernel import (
     compile_ptx,
     driver_problem,
     driver_version,
+    kernel_architecture,
     kernel_launch,
     nvrtc_version,
 )
@@ -97,9 +98,6 @@ class GpuKernel:
 
     def _code(self, device: Any) -> tuple[bytes, str]:
         """PTX, or machine code where the driver is older than NVRTC and cannot read its PTX; and a note about the latter."""
-        problem = driver_problem(nvrtc_version(), driver_version())
-        if problem is None:
-            return compile_ptx() + b"\0", ""  # the driver wants the NUL, TensorRT does not
         attribute = self._driver.CUdevice_attribute
         major, minor = (
             _checked(self._driver.cuDeviceGetAttribute(kind, device))
@@ -108,6 +106,9 @@ class GpuKernel:
                 attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
             )
         )
+        problem = driver_problem(nvrtc_version(), driver_version())
+        if problem is None:
+            return compile_ptx(kernel_architecture(10 * major + minor)) + b"\0", ""  # the driver wants the NUL, TensorRT does not
         return compile_cubin(10 * major + minor)[0], f"machine code for this GPU, engines cannot be built yet: {problem}"
 
     def run(self, latent: np.ndarray, codebook: np.ndarray, *, repeats: int = 0) -> tuple[np.ndarray, list[float]]:

@@ -49,7 +49,6 @@ class BuildOptions:
         batch: largest batch, and the one kernels are chosen for; of windows when ``tile`` is given, else of images.
         builder_level: 0 (fastest build) to 5 (fastest engine).
         workspace: largest scratch memory of one layer in bytes; None for all of the GPU's.
-        architecture: lowest compute capability, times ten, that the embedded kernel shall run on.
         version_compatible: the engine also loads under later TensorRT versions, with its host code allowed.
         hardware_compatible: the engine also runs on other GPUs from Ampere on.
         detailed: keep every layer's details for the engine inspector.
@@ -62,7 +61,6 @@ class BuildOptions:
     batch: int = 1
     builder_level: int = 3
     workspace: int | None = None
-    architecture: int = 75
     version_compatible: bool = False
     hardware_compatible: bool = False
     detailed: bool = False
@@ -83,10 +81,6 @@ class BuildOptions:
             raise InputError(f"builder level is {self.builder_level!r}; wanted 0 (fastest build) to 5 (fastest engine)")
         if self.workspace is not None and not _is_count(self.workspace):
             raise InputError(f"workspace is {self.workspace!r}; wanted bytes, at least 1")
-        if self.hardware_compatible and self.architecture > 80:
-            raise InputError(
-                f"a hardware-compatible engine runs from Ampere (80) on, but the kernel is asked for {self.architecture}: leave --arch out"
-            )
         if not self.shapes and any(part not in TRUNKS or self.tile is None for part in self.wanted_parts):
             whole = (
                 "the heads and the quantizer run once over the whole image" if self.tile else "engines are built for image sizes"

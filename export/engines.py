@@ -15,7 +15,7 @@ from mgvq_export.export.engine_cache import BuildCache, Record, engine_name, fin
 from mgvq_export.export.engine_options import BuildOptions, profiles
 from mgvq_export.export.trt_builder import EngineJob, build_plan
 from mgvq_export.files import atomic_path, sha256_file
-from mgvq_export.ops.cuda_kernel import kernel_source_sha256, nvrtc_version
+from mgvq_export.ops.cuda_kernel import kernel_architecture, kernel_source_sha256, nvrtc_version
 from mgvq_export.ops.trt_machine import Machine, find_machine
 from mgvq_export.ops.trt_plugin import register_plugin
 from mgvq_export.spec import Part
@@ -99,21 +99,16 @@ def build_engines(
     Raises:
         BackendError: TensorRT, the GPU or the kernel's compiler is missing or too old, or TensorRT fails.
         BundleError: the bundle lacks a graph, or a file has changed since the export.
-        InputError: a tile of the wrong size, a kernel for later GPUs than this one, or a folder that cannot be written.
+        InputError: a tile of the wrong size, or a folder that cannot be written.
     """
     cache = cache or BuildCache.default()
     # Check
     for part in options.wanted_parts:
         bundle.graph(options.precision, part)
     machine = find_machine()
-    here = int(machine.compute_capability.replace(".", ""))
-    if options.architecture > here:
-        raise InputError(
-            f"the kernel is asked for architecture {options.architecture}, but {machine.gpu} is {here}: leave --arch out"
-        )
     tasks = [_task(bundle, part, options, machine) for part in options.wanted_parts]
     if any(task.job.plugins for task in tasks):
-        register_plugin(architecture=options.architecture)  # now: a missing compiler must not be found after an hour
+        register_plugin(architecture=_architecture(machine))  # now: a missing compiler must not be found after an hour
     engines = []
     for index, (part, task) in enumerate(zip(options.wanted_parts, tasks, strict=True)):
         start = time.perf_counter()
@@ -163,6 +158,7 @@ def _task(bundle: Bundle, part: Part, options: BuildOptions, machine: Machine) -
         plugins=graph.plugins,
         profiles=shapes,
         options=options,
+        architecture=_architecture(machine),
     )
     wanted = {
         "part": str(part),
@@ -176,16 +172,20 @@ def _task(bundle: Bundle, part: Part, options: BuildOptions, machine: Machine) -
         "compute_capability": machine.compute_capability,
         "profiles": [profile_record(profile) for profile in shapes],
         "options": options.builder,
-        "kernel": _kernel(options) if graph.plugins else None,
+        "kernel": _kernel(machine) if graph.plugins else None,
         "inputs": graph.inputs,
         "outputs": graph.outputs,
     }
     return _Task(job, wanted)
 
 
-def _kernel(options: BuildOptions) -> dict[str, Any]:
+def _architecture(machine: Machine) -> int:
+    return kernel_architecture(int(machine.compute_capability.replace(".", "")))
+
+
+def _kernel(machine: Machine) -> dict[str, Any]:
     version = ".".join(map(str, nvrtc_version()))
-    return {"source_sha256": kernel_source_sha256(), "nvrtc": version, "architecture": options.architecture}
+    return {"source_sha256": kernel_source_sha256(), "nvrtc": version, "architecture": _architecture(machine)}
 
 
 def _add_record(bundle: Bundle, record: Record) -> None:

@@ -34,6 +34,7 @@ class EngineJob:
         plugins: how many plugin layers the network must have.
         profiles: per profile, the shapes of every dynamic input.
         options: how to build.
+        architecture: lowest compute capability, times ten, that the embedded kernel shall run on.
         timings: serialized timing cache of earlier builds, or ``b""``.
     """
 
@@ -44,6 +45,7 @@ class EngineJob:
     plugins: int
     profiles: list[dict[str, Profile]]
     options: BuildOptions
+    architecture: int
     timings: bytes = b""
 
 
@@ -61,7 +63,7 @@ def build_plan(job: EngineJob, report: Report = lambda phase, share: None) -> tu
     """
     trt = import_tensorrt()
     if job.plugins:
-        register_plugin(architecture=job.options.architecture)  # before parsing: the parser looks it up
+        register_plugin(architecture=job.architecture)  # before parsing: the parser looks it up
     messages = process_logger(trt)
     messages.errors.clear()
     monitor = _monitor(trt, report)

@@ -173,6 +173,23 @@ def _large_and_small(rng: np.random.Generator) -> Case:
     return latent * np.float32(10.0) ** rng.integers(-25, 36, (1, 1, 5, 7)).astype(np.float32), codebook
 
 
+def _close_calls(dim: int, rng: np.random.Generator) -> Case:
+    """Scores closer than float16 can tell, and further apart than a near-tie: nearly equal rows, then slices nearly half-way between two rows."""
+    _, codebook = random_case(rng, 2, 256, dim)
+    codebook[:, 128:] = unit_rows(codebook[:, :128] + 3e-5 * rng.standard_normal((2, 128, dim)))
+    first = codebook[:, :128]
+    near = 5.7 * (first + 0.01 * rng.standard_normal(first.shape))
+    likeness = first @ first.swapaxes(1, 2) - 2 * np.eye(128, dtype=np.float32)
+    second = np.take_along_axis(first, likeness.argmax(-1)[..., None], axis=1)
+    between = first + second + 2e-5 * rng.standard_normal((2, 128, 1)) * (first - second)
+    latent = np.concatenate([near, between], axis=1)  # [G, positions, d]
+    return np.ascontiguousarray(latent.transpose(0, 2, 1).reshape(1, 2 * dim, 16, 16)).astype(np.float32), codebook
+
+
+for _dim in (4, 7, 13, 32):
+    _CASES[f"close-calls-d{_dim}"] = partial(_close_calls, _dim)
+
+
 NAMES = list(_CASES)
 
 

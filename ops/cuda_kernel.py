@@ -15,11 +15,18 @@ from mgvq_export.errors import BackendError, InputError
 KERNEL_SOURCE = Path(__file__).with_name("grouped_argmin.cu")
 KERNEL_NAMES = {"float32": "grouped_argmin_float", "float16": "grouped_argmin_half"}  # by the latent's dtype
 THREADS_PER_BLOCK = 256
-POSITIONS_PER_BLOCK = 128  # best for d <= 8; blocks of wider groups loop, so the grid is right for every d
+POSITIONS_PER_BLOCK = 128  # for d <= 8; blocks of wider groups loop, so the grid is right for every d
 MAX_GROUP_DIM = 32
 MAX_GROUPS = 65535  # grid.y
-LOWEST_ARCHITECTURE = 75  # PTX for it runs on every later GPU
 COMPILE_OPTIONS = ("--std=c++17",)
+
+
+def kernel_architecture(compute_capability: int) -> int:
+    """What to compile for where engines built on a GPU run (capabilities times ten): that GPU, or any from Ampere on.
+
+    Ampere's instructions are all that the kernel can use, and PTX for them runs on every later GPU; a Turing GPU gets its own.
+    """
+    return min(compute_capability, 80)
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def _text(size_call, read_call, program) -> bytes:
 
 
 @functools.cache
-def compile_ptx(architecture: int = LOWEST_ARCHITECTURE) -> bytes:
+def compile_ptx(architecture: int) -> bytes:
     """Generic PTX with both kernels (``KERNEL_NAMES``), without a trailing NUL.
 
     Args:

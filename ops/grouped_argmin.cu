@@ -1,36 +1,60 @@
 // GroupedArgmin on NVIDIA GPUs: for every position and group, the index of the codebook row with the largest
 // inner product; float32 accumulation whatever the latent's type; ties go to the lowest index.
 //
-//   latent   float or half [B, G*d, h, w]     codebook  float [G, K, d]     codes  int32 [B, G, h, w]
+//   latent   float or half [B, G*d, h, w]     codebook  float [G, K, d], unit rows     codes  int32 [B, G, h, w]
 //
 // Launch: 256 threads; grid.x = any number of blocks, best ceil(positions / 128); grid.y = G; no dynamic shared memory.
 // `positions` is B*h*w, `area` is h*w; 1 <= d <= 32; any K >= 1. One launch, no workspace. Offsets are 64-bit.
 //
-// What bounds it: the rate at which an SM issues FP32 instructions (4 warp instructions a clock), not memory. A score costs d
-// multiply-adds and one max. The index is not carried along: a thread keeps the largest score of every chunk of 16 rows and
-// compares once a chunk, and 16 lanes score the winning chunk once more to find the row (the same instructions in the same
-// order, hence the same bits). A thread holds 4 positions, so one broadcast 16-byte read of a row feeds 4 scores.
-// Issue slots per score: d + 1 + d/16 (shared reads) + 3/16 (chunk compare), that is 5.4 for d = 4 and 9.7 for d = 8.
-// H200, 132 SMs x 128 lanes x 1.75 GHz = 29.6e12 slots a second, 14,400 positions:
-//   G x K x d = 8 x 2048 x 4:  236e6 scores x 5.4 = 43 us;    4 x 8192 x 8:  472e6 scores x 9.7 = 155 us
-// (lower bounds from this count, not measurements). Memory: 1.8 MB of latents and the codebook from L2 once per 128 positions.
-// d = 8 is above the 100 us wanted, and no arrangement of FP32 instructions can reach it: 472e6 x 8 multiply-adds alone take
-// 128 us. Tensor cores could (a design, neither written nor measured): a row as two halves, hi = half(row), lo = half(row - hi),
-// beside each other along k, and the latent twice, so that one mma.m16n8k16 with float accumulators gives 16 x 8 scores of d = 8.
-// For half latents, which are exact, errors stay below 2^-22 of a unit row, and equal rows keep equal scores. The maximum stays
-// one instruction a score (16 us); the products take 26 us at the 60 % of peak that mma.sync is said to reach on Hopper.
-// Float latents need a scale per position and a second mma; sm_75 has mma.m16n8k8 only. Left out until it can be tried on a GPU.
-// The 256 threads of a block are 8 warps that share the positions and split the rows, so that small maps fill the GPU too.
+// How: scores come from tensor cores (mma.sync, half times half, float32 sums), which cannot take float32 values, so each value goes
+// in as two halves, x = hi + lo, and a score is z.hi c.hi + z.hi c.lo + z.lo c.hi; what is left out is below 2^-22 of |z||c|. Rows are scaled
+// by 2^12, float slices by the power of two that brings their largest value to 2^13, so that no lo is lost among float16's
+// subnormals; half latents are their own hi, and have no lo. One m16n8k16 takes [z.hi z.hi] [c.hi c.lo] for d = 8, and all three
+// products, [z.hi z.lo z.hi z.lo] [c.hi c.hi c.lo 0], for d = 4. Equal rows get equal bits wherever they stand.
+// No score is kept, nor an index per score: a thread keeps the largest score of each 16 rows, and which 16 they were. The
+// 16 rows that win are scored once more in float32, and the first of the largest is the code.
+//
+// What bounds it: the maximum, 4 of them per mma and thread, at half the rate of other instructions (16 lanes a clock and SM
+// quarter). An mma of 128 scores costs 8 clocks for its maxima and about 2 for keeping track (counted in the machine code for sm_90);
+// the tensor cores need 4 to 8 for it (mma.sync is said to reach about 60 % of Hopper's peak), side by side with the maxima, and some
+// 4 more for the m16n8k8 that float latents with d = 8 take. H200, 132 SMs x 4 quarters at 1.75 GHz, 14,400 positions:
+//   G x K x d = 8 x 2048 x 4:  1.84e6 mma x 10 clocks = 20 us;    4 x 8192 x 8:  3.69e6 mma = 40 us, float latents some 45
+// (bounds from this count, not measurements; whole waves of blocks and splitting the rows, a fifth, come on top). Float32 multiply-adds
+// instead of tensor cores would take 43 and 155 us. Memory: 1.8 MB of latents, and the codebook from L2 once per 128 positions.
 //
 // The file needs no header, so that NVRTC compiles it with nothing installed beside it, and it compiles as C++ on a host
 // whose shim defines the CUDA keywords and the few intrinsics used.
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define HAS_MMA_K16 (__CUDA_ARCH__ >= 800)
+
 __device__ __forceinline__ float half_bits_to_float(unsigned short bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
     return value;
 }
+
+__device__ __forceinline__ unsigned short float_to_half_bits(float value) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+// sums [16 x 8] += a [16 x 8] b [8 x 8], spread over a warp as PTX lays fragments out.
+__device__ __forceinline__ void mma_k8(float (&sums)[4], unsigned a0, unsigned a1, unsigned b0) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a0), "r"(a1), "r"(b0));
+}
+
+#if HAS_MMA_K16
+// sums [16 x 8] += a [16 x 16] b [16 x 8].
+__device__ __forceinline__ void mma_k16(float (&sums)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+#endif
 #endif
 
 namespace {
@@ -38,180 +62,242 @@ namespace {
 enum : int {
     kThreads = 256,
     kWarps = kThreads / 32,
-    kChunk = 16,           // rows that share one running maximum
-    kTileFloats = 4096,    // 16 KiB of codebook rows at a time
-    kMaxPositions = 128,   // of one block
-    kLatentFloats = 1024,  // kMaxPositions x 8; wider rows take fewer positions
+    kColumns = 4,                 // the warps of a block: 4 columns share out its positions,
+    kShares = kWarps / kColumns,  // 2 warps of each the rows
+    kChunk = 64,                  // rows that a warp takes at a time: 8 mma wide, 16 rows for each lane of a quad
+    kLaneRows = kChunk / 4,
+    kTileBytes = 16384,   // codebook rows at a time
+    kMaxPositions = 128,  // of one block
+    kLatentFloats = 2048,
 };
 
+constexpr float kRowScale = 4096.0f;
+
 struct __align__(16) Float4 { float x, y, z, w; };
+
+struct __align__(8) Halves { unsigned hi, lo; };  // two values, each as hi + lo; the first in the lower 16 bits
 
 struct Half { unsigned short bits; };
 
 __device__ __forceinline__ float to_float(float value) { return value; }
 __device__ __forceinline__ float to_float(Half value) { return half_bits_to_float(value.bits); }
 
-struct Shared {
-    Float4 tile[kTileFloats / 4];     // codebook rows; after the scan, each warp's (best, chunk) per position
-    float latent[kLatentFloats];      // [position of the block][dim], for the second look at the winning chunk
-    float best[kMaxPositions];        // largest score of a position
-    int best_chunk[kMaxPositions];    // the first chunk that holds it
-    int code[kMaxPositions];          // the first row that holds it
-};
-
-template <int kDim>
-__device__ __forceinline__ float inner_product(const float *latent, const Float4 *row) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kDim / 4; ++i) {
-        const Float4 part = row[i];
-        sum = i == 0 ? __fmul_rn(latent[0], part.x) : __fmaf_rn(latent[4 * i], part.x, sum);
-        sum = __fmaf_rn(latent[4 * i + 1], part.y, sum);
-        sum = __fmaf_rn(latent[4 * i + 2], part.z, sum);
-        sum = __fmaf_rn(latent[4 * i + 3], part.w, sum);
-    }
-    return sum;
+// What a slice is multiplied by, from its largest magnitude.
+__device__ __forceinline__ float slice_scale(const Half *, float) { return 1.0f; }
+__device__ __forceinline__ float slice_scale(const float *, float largest) {
+    const int exponent = 267 - (__float_as_int(largest) >> 23);
+    return __int_as_float((exponent < 254 ? exponent : 254) << 23);
 }
+
+template <typename Latent> constexpr bool kHasLow = true;
+template <> constexpr bool kHasLow<Half> = false;
+
+__device__ __forceinline__ Halves split(float first, float second) {
+    const unsigned short a = float_to_half_bits(first);
+    const unsigned short b = float_to_half_bits(second);
+    const unsigned short c = float_to_half_bits(first - half_bits_to_float(a));
+    const unsigned short d = float_to_half_bits(second - half_bits_to_float(b));
+    return {a | static_cast<unsigned>(b) << 16, c | static_cast<unsigned>(d) << 16};
+}
+
+struct Shared {
+    union {
+        Halves tile[kTileBytes / sizeof(Halves)];   // codebook rows as mma wants them: [8 rows][8 dims][lane]
+        struct {
+            float best[kShares * 4][kMaxPositions];   // of every lane that looked at a position
+            int block[kShares * 4][kMaxPositions];
+        } found;
+        float scores[kLaneRows][kMaxPositions + 1];  // of the winning rows; the odd width keeps banks apart
+    };
+    float latent[kLatentFloats];     // [position of the block][dim], scaled
+    int block[kMaxPositions];        // the first block of 16 rows that holds a position's largest score
+};
 
 // kDim: d rounded up to 4, 8, 16 or 32; the added dimensions are zero in latents and rows and change no score.
 template <int kDim, typename Latent>
 __device__ __forceinline__ void scan_group(const Latent *latent, const float *codebook, int positions, int area, int rows, int dim,
                                            int *codes, Shared &shared) {
-    constexpr int kPerThread = kDim <= 8 ? 4 : (kDim == 16 ? 2 : 1);
-    constexpr int kPositions = 32 * kPerThread;
-    constexpr int kTileRows = kTileFloats / kDim;
+    constexpr int kSteps = kDim <= 8 ? 1 : kDim / 8;  // of 8 dims
+    constexpr int kTiles = kDim <= 8 ? 2 : 1;         // of 16 positions, of one warp
+    constexpr int kPositions = kColumns * kTiles * 16;
+    constexpr int kTileChunks = kTileBytes / (kChunk * 32 * kSteps);
+    static_assert(kPositions <= kMaxPositions && kPositions <= kThreads, "one thread a position");
     static_assert(kPositions * kDim <= kLatentFloats, "latents of a block must fit");
-    static_assert(kPositions * kWarps * 2 <= kTileFloats, "the warps' maxima must fit into the tile");
+    static_assert(kTileChunks >= kShares, "every warp must have rows of a tile");
 
     const int thread = static_cast<int>(threadIdx.x);
     const int lane = thread % 32;
+    const int quad = lane / 4;  // mma's names: which row of a, which column of b
+    const int member = lane % 4;
     const int warp = thread / 32;
+    const int share = warp % kShares;
+    const int column = warp / kShares;
     const long long group = blockIdx.y;
     const long long groups = gridDim.y;
     const float *group_rows = codebook + group * rows * dim;
 
     for (long long first = static_cast<long long>(blockIdx.x) * kPositions; first < positions;
          first += static_cast<long long>(gridDim.x) * kPositions) {
-        // Latents: every warp holds the same positions. A position with a NaN or an infinity is taken as all zeros: every
-        // score ties and index 0 wins, which is what the contract asks for.
-        float z[kPerThread][kDim];
-#pragma unroll
-        for (int p = 0; p < kPerThread; ++p) {
-            const long long position = first + lane + 32 * p;
+        // Latents. A slice with a NaN or an infinity is taken as all zeros: every score ties and index 0 wins, which is what
+        // the contract asks for.
+        __syncthreads();
+        if (thread < kPositions) {
+            const long long position = first + thread;
             const bool inside = position < positions;
             const long long image = inside ? position / area : 0;
             const Latent *source = latent + (image * groups + group) * dim * area + (inside ? position - image * area : 0);
+            float *slice = shared.latent + thread * kDim;
+            float largest = 0.0f;
             float zero_if_finite = 0.0f;
-#pragma unroll
+#pragma unroll 4
             for (int i = 0; i < kDim; ++i) {
-                z[p][i] = inside && i < dim ? to_float(source[static_cast<long long>(i) * area]) : 0.0f;
-                zero_if_finite += z[p][i] * 0.0f;
+                const float z = inside && i < dim ? to_float(source[static_cast<long long>(i) * area]) : 0.0f;
+                slice[i] = z;
+                largest = fmaxf(largest, fabsf(z));
+                zero_if_finite += z * 0.0f;
             }
+            const float scale = slice_scale(latent, largest);
+            for (int i = 0; i < kDim; ++i) slice[i] = zero_if_finite == 0.0f ? slice[i] * scale : 0.0f;
+        }
+        __syncthreads();
+        unsigned hi[kTiles][kSteps][2], lo[kTiles][kSteps][2];
 #pragma unroll
-            for (int i = 0; i < kDim; ++i) {
-                z[p][i] = zero_if_finite == 0.0f ? z[p][i] : 0.0f;
-                if (warp == 0) shared.latent[(lane + 32 * p) * kDim + i] = z[p][i];
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const float *z = shared.latent + ((column * kTiles + tile) * 16 + 8 * half + quad) * kDim + (8 * step + 2 * member) % kDim;
+                    const Halves parts = split(z[0], z[1]);
+                    hi[tile][step][half] = kDim == 4 && member >= 2 ? parts.lo : parts.hi;
+                    lo[tile][step][half] = parts.lo;
+                }
             }
         }
 
-        // Scan: the warps take the chunks of a tile in turn, so each meets its chunks in rising order.
-        float best[kPerThread];
-        int best_chunk[kPerThread];
+        // Scan: the warps of a column take the chunks of a tile in turn, so each meets its chunks in rising order.
+        float best[kTiles][2];
+        int best_chunk[kTiles][2];
 #pragma unroll
-        for (int p = 0; p < kPerThread; ++p) {
-            best[p] = -__int_as_float(0x7f800000);
-            best_chunk[p] = warp;
+        for (int tile = 0; tile < kTiles; ++tile) {
+            best[tile][0] = best[tile][1] = -__int_as_float(0x7f800000);
+            best_chunk[tile][0] = best_chunk[tile][1] = 0;
         }
-        for (int tile_start = 0; tile_start < rows; tile_start += kTileRows) {
+        for (int tile_start = 0; tile_start < rows; tile_start += kTileChunks * kChunk) {
             const int left = rows - tile_start;
-            const int chunks = left < kTileRows ? (left + kChunk - 1) / kChunk : kTileRows / kChunk;
+            const int chunks = left < kTileChunks * kChunk ? (left + kChunk - 1) / kChunk : kTileChunks;
             __syncthreads();
-            // The last chunk is filled up with copies of the last row: they tie with it at a higher index and never win.
-            for (int i = thread; i < chunks * kChunk * (kDim / 4); i += kThreads) {
-                const int row = tile_start + i / (kDim / 4);
-                const int column = 4 * (i % (kDim / 4));
-                const float *source = group_rows + static_cast<long long>(row < rows ? row : rows - 1) * dim + column;
-                Float4 part;
-                part.x = column < dim ? source[0] : 0.0f;
-                part.y = column + 1 < dim ? source[1] : 0.0f;
-                part.z = column + 2 < dim ? source[2] : 0.0f;
-                part.w = column + 3 < dim ? source[3] : 0.0f;
-                shared.tile[i] = part;
+            // Rows are dealt out so that each lane of a quad meets 16 rows that follow each other. The last chunk is filled up with
+            // copies of the last row: they tie with it at a higher index.
+#pragma unroll 2
+            for (int chunk = 0; chunk < chunks; ++chunk) {
+                const int row = tile_start + chunk * kChunk + kLaneRows * (quad / 2) + 2 * warp + quad % 2;
+#pragma unroll
+                for (int step = 0; step < kSteps; ++step) {
+                    const int i = (8 * step + 2 * member) % kDim;
+                    const float *source = group_rows + static_cast<long long>(row < rows ? row : rows - 1) * dim + i;
+                    Halves parts = split(i < dim ? kRowScale * source[0] : 0.0f, i + 1 < dim ? kRowScale * source[1] : 0.0f);
+                    if (kDim == 4 && member >= 2) parts.lo = 0;
+                    shared.tile[((chunk * 8 + warp) * kSteps + step) * 32 + lane] = parts;
+                }
             }
             __syncthreads();
-            for (int chunk = warp; chunk < chunks; chunk += kWarps) {
-                const Float4 *row = shared.tile + chunk * kChunk * (kDim / 4);
-                float largest[kPerThread];
+            for (int chunk = share; chunk < chunks; chunk += kShares) {
+                const Halves *row = shared.tile + chunk * kSteps * 256 + lane;
+                float largest[kTiles][2];
 #pragma unroll
-                for (int p = 0; p < kPerThread; ++p) largest[p] = -__int_as_float(0x7f800000);
-#pragma unroll kDim <= 8 ? kChunk : 2
-                for (int r = 0; r < kChunk; ++r) {
+                for (int tile = 0; tile < kTiles; ++tile) largest[tile][0] = largest[tile][1] = -__int_as_float(0x7f800000);
+#pragma unroll kDim <= 8 ? 2 : 1
+                for (int eight = 0; eight < 8; ++eight) {
+                    float sums[kTiles][4] = {};
 #pragma unroll
-                    for (int p = 0; p < kPerThread; ++p) {
-                        largest[p] = fmaxf(largest[p], inner_product<kDim>(z[p], row + r * (kDim / 4)));
+                    for (int step = 0; step < kSteps; ++step) {
+                        const Halves c = row[(eight * kSteps + step) * 32];
+#pragma unroll
+                        for (int tile = 0; tile < kTiles; ++tile) {
+                            const unsigned(&z)[2] = hi[tile][step];
+#if HAS_MMA_K16
+                            mma_k16(sums[tile], z[0], z[1], z[0], z[1], c.hi, c.lo);
+#else
+                            mma_k8(sums[tile], z[0], z[1], c.hi);
+                            mma_k8(sums[tile], z[0], z[1], c.lo);
+#endif
+                            if (kDim > 4 && kHasLow<Latent>) mma_k8(sums[tile], lo[tile][step][0], lo[tile][step][1], c.hi);
+                        }
+                    }
+#pragma unroll
+                    for (int tile = 0; tile < kTiles; ++tile) {
+                        largest[tile][0] = fmaxf(largest[tile][0], fmaxf(sums[tile][0], sums[tile][1]));
+                        largest[tile][1] = fmaxf(largest[tile][1], fmaxf(sums[tile][2], sums[tile][3]));
                     }
                 }
 #pragma unroll
-                for (int p = 0; p < kPerThread; ++p) {
-                    if (largest[p] > best[p]) {
-                        best[p] = largest[p];
-                        best_chunk[p] = tile_start / kChunk + chunk;
+                for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        if (largest[tile][half] > best[tile][half]) {
+                            best[tile][half] = largest[tile][half];
+                            best_chunk[tile][half] = tile_start / kChunk + chunk;
+                        }
                     }
                 }
             }
         }
 
-        // Over the warps: the largest score, and the first chunk among equals.
-        float *warp_best = reinterpret_cast<float *>(shared.tile);
-        int *warp_chunk = reinterpret_cast<int *>(warp_best + kWarps * kPositions);
+        // Over the lanes that share a position: the largest score, and the first block of 16 rows among equals.
         __syncthreads();
 #pragma unroll
-        for (int p = 0; p < kPerThread; ++p) {
-            warp_best[warp * kPositions + lane + 32 * p] = best[p];
-            warp_chunk[warp * kPositions + lane + 32 * p] = best_chunk[p];
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int local = (column * kTiles + tile) * 16 + 8 * half + quad;
+                shared.found.best[share * 4 + member][local] = best[tile][half];
+                shared.found.block[share * 4 + member][local] = best_chunk[tile][half] * 4 + member;
+            }
         }
         __syncthreads();
         if (thread < kPositions) {
-            float winner = warp_best[thread];
-            int winner_chunk = warp_chunk[thread];
-            for (int w = 1; w < kWarps; ++w) {
-                const float other = warp_best[w * kPositions + thread];
-                const int other_chunk = warp_chunk[w * kPositions + thread];
-                if (other > winner || (other == winner && other_chunk < winner_chunk)) {
-                    winner = other;
-                    winner_chunk = other_chunk;
+            float winner = shared.found.best[0][thread];
+            int winner_block = shared.found.block[0][thread];
+            for (int other = 1; other < kShares * 4; ++other) {
+                const float score = shared.found.best[other][thread];
+                const int block = shared.found.block[other][thread];
+                if (score > winner || (score == winner && block < winner_block)) {
+                    winner = score;
+                    winner_block = block;
                 }
             }
-            shared.best[thread] = winner;
-            shared.best_chunk[thread] = winner_chunk;
-            shared.code[thread] = rows - 1;
+            shared.block[thread] = winner_block;
         }
         __syncthreads();
 
-        // In the winning chunk: the first row with exactly that score, one row per thread.
-        for (int local = thread / kChunk; local < kPositions; local += kThreads / kChunk) {
-            const int row = shared.best_chunk[local] * kChunk + thread % kChunk;
-            if (row < rows) {
-                const float *source = group_rows + static_cast<long long>(row) * dim;
-                Float4 parts[kDim / 4];
+        // The winning block in float32, one row per thread.
+        for (int local = thread / kLaneRows; local < kPositions; local += kThreads / kLaneRows) {
+            const int row = shared.block[local] * kLaneRows + thread % kLaneRows;
+            const float *source = group_rows + static_cast<long long>(row < rows ? row : rows - 1) * dim;
+            float sum = 0.0f;
 #pragma unroll
-                for (int i = 0; i < kDim / 4; ++i) {
-                    parts[i].x = 4 * i < dim ? source[4 * i] : 0.0f;
-                    parts[i].y = 4 * i + 1 < dim ? source[4 * i + 1] : 0.0f;
-                    parts[i].z = 4 * i + 2 < dim ? source[4 * i + 2] : 0.0f;
-                    parts[i].w = 4 * i + 3 < dim ? source[4 * i + 3] : 0.0f;
-                }
-                if (inner_product<kDim>(shared.latent + local * kDim, parts) == shared.best[local]) {
-                    atomicMin(&shared.code[local], row);
-                }
+            for (int i = 0; i < kDim; ++i) {
+                if (i < dim) sum = __fmaf_rn(shared.latent[local * kDim + i], source[i], sum);
             }
+            shared.scores[thread % kLaneRows][local] = sum;
         }
         __syncthreads();
-
         if (thread < kPositions && first + thread < positions) {
+            float winner = shared.scores[0][thread];
+            int winner_row = 0;
+#pragma unroll
+            for (int row = 1; row < kLaneRows; ++row) {
+                const float score = shared.scores[row][thread];
+                if (score > winner) {
+                    winner = score;
+                    winner_row = row;
+                }
+            }
+            const int code = shared.block[thread] * kLaneRows + winner_row;
             const long long position = first + thread;
             const long long image = position / area;
-            codes[(image * groups + group) * area + (position - image * area)] = shared.code[thread];
+            codes[(image * groups + group) * area + (position - image * area)] = code < rows ? code : rows - 1;
         }
     }
 }

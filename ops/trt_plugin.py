@@ -10,14 +10,14 @@ objects and refuses strings.
 from typing import Any
 
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
-from mgvq_export.ops.cuda_kernel import KERNEL_NAMES, LOWEST_ARCHITECTURE, POSITIONS_PER_BLOCK, THREADS_PER_BLOCK, compile_ptx
+from mgvq_export.ops.cuda_kernel import KERNEL_NAMES, POSITIONS_PER_BLOCK, THREADS_PER_BLOCK, compile_ptx
 from mgvq_export.ops.trt_machine import import_tensorrt
 
 PLUGIN_ID = f"{DOMAIN}::{OP_NAME}"
 #: What the ONNX node must carry to become the plugin: without the namespace the parser inlines the node's function body.
 NODE_ATTRIBUTES: dict[str, str | int] = {"plugin_namespace": DOMAIN, "plugin_version": "1", "aot": 1}
 
-_architecture = LOWEST_ARCHITECTURE
+_architecture = 0  # set when the plugin is registered
 
 
 def is_registered() -> bool:
@@ -26,11 +26,12 @@ def is_registered() -> bool:
     return hasattr(trt.plugin.op, DOMAIN) and hasattr(getattr(trt.plugin.op, DOMAIN), OP_NAME)
 
 
-def register_plugin(*, architecture: int = LOWEST_ARCHITECTURE) -> None:
+def register_plugin(*, architecture: int) -> None:
     """Register the plugin, so that the ONNX parser finds it; call before parsing. Calling again only sets the architecture.
 
     Args:
-        architecture: lowest compute capability, times ten, that engines built from now on shall run on (75 is the lowest).
+        architecture: lowest compute capability, times ten, that engines built from now on shall run on
+            (:func:`~mgvq_export.ops.cuda_kernel.kernel_architecture`).
 
     Raises:
         BackendError: TensorRT is not usable, or the kernel cannot be compiled here (see :func:`cuda_kernel.compile_ptx`).

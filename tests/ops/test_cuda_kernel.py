@@ -18,15 +18,15 @@ from mgvq_export.ops import cases, cuda_kernel
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 
-@pytest.fixture(scope="module")
-def host_kernel(tmp_path_factory):
-    """run(latent, codebook, grid_x=None) -> codes, from the kernel's own source compiled by g++."""
+def build_host_kernel(folder, *, architecture=90):
+    """run(latent, codebook, grid_x=None) -> codes, from the kernel's own source compiled by g++ as for a GPU of ``architecture``."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    library = tmp_path_factory.mktemp("host") / "kernel.so"
+    library = folder / "kernel.so"
     source = Path(__file__).with_name("host_kernel.cpp")
     command = ["g++", "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
-    subprocess.run([*command, f'-DKERNEL_SOURCE="{cuda_kernel.KERNEL_SOURCE}"', str(source), "-o", str(library)], check=True)
+    command += [f"-DHAS_MMA_K16={int(architecture >= 80)}", f'-DKERNEL_SOURCE="{cuda_kernel.KERNEL_SOURCE}"']
+    subprocess.run([*command, str(source), "-o", str(library)], check=True)
     functions = ctypes.CDLL(str(library))
 
     def run(latent, codebook, grid_x=None):
@@ -38,11 +38,17 @@ def host_kernel(tmp_path_factory):
         function = functions.run_half if latent.dtype == np.float16 else functions.run_float
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in (latent, codebook, codes)]
         grid = (grid_x or launch.grid[0], launch.grid[1], launch.block[0])
-        assert function(*grid, pointers[0], pointers[1], *launch.scalars, pointers[2]) == 0, "threads disagree about a barrier"
+        status = function(*grid, pointers[0], pointers[1], *launch.scalars, pointers[2])
+        assert status == 0, "the kernel's threads disagree, see standard error"
         assert (guarded[:32] == -7).all() and (guarded[-32:] == -7).all(), "wrote outside the codes"
         return codes.reshape(shape)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def host_kernel(tmp_path_factory):
+    return build_host_kernel(tmp_path_factory.mktemp("host"))
 
 
 @pytest.mark.parametrize(("latent", "codebook"), [pytest.param(z, c, id=name) for name, z, c in cases.cases_of_both_types()])
@@ -70,6 +76,17 @@ def test_every_group_dim(host_kernel, dim):
 def test_codes_do_not_depend_on_the_grid(host_kernel, grid_x):
     latent, codebook = cases.random_case(np.random.default_rng(5), 2, 90, 4, batch=2, height=13, width=17)
     np.testing.assert_array_equal(host_kernel(latent, codebook, grid_x), host_kernel(latent, codebook))
+
+
+def test_turing_computes_the_same_codes(host_kernel, tmp_path):
+    """GPUs before Ampere take two smaller matrix products for one."""
+    turing = build_host_kernel(tmp_path, architecture=75)
+    for dim in (3, 4, 8, 13, 32):
+        latent, codebook = cases.random_case(np.random.default_rng(dim), 2, 150, dim, height=9, width=17)
+        for dtype in (np.float32, np.float16):
+            codes = turing(latent.astype(dtype), codebook)
+            assert disagreements(latent.astype(dtype), codebook, codes) == []
+            assert (codes == host_kernel(latent.astype(dtype), codebook)).mean() > 0.99
 
 
 def test_overflowing_scores_still_give_a_valid_code(host_kernel):
@@ -108,9 +125,15 @@ def nvrtc():
         pytest.skip(str(error))
 
 
-def test_ptx_is_generic_and_ends_without_nul(nvrtc):
-    ptx = cuda_kernel.compile_ptx()
-    assert b"\n.target sm_75\n" in ptx and not ptx.endswith(b"\0")
+def test_the_architecture_follows_the_gpu():
+    assert [cuda_kernel.kernel_architecture(gpu) for gpu in ARCHITECTURES] == [75, 80, 80, 80, 80, 80, 80]
+
+
+@pytest.mark.parametrize("architecture", [75, 80])
+def test_ptx_is_generic_and_ends_without_nul(nvrtc, architecture):
+    ptx = cuda_kernel.compile_ptx(architecture)
+    assert f"\n.target sm_{architecture}\n".encode() in ptx and not ptx.endswith(b"\0")
+    assert (b"mma.sync.aligned.m16n8k16" in ptx) == (architecture >= 80)
     for name in cuda_kernel.KERNEL_NAMES.values():
         entry = re.search(rb"\.entry " + name.encode() + rb"\((.*?)\)", ptx, re.DOTALL)
         assert entry is not None
@@ -154,9 +177,12 @@ def find_ptxas(ptx: bytes) -> tuple[str | None, str]:
     return None, reason
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_ptxas_accepts_the_generic_ptx(nvrtc, architecture, tmp_path):
-    ptx = cuda_kernel.compile_ptx()
+@pytest.mark.parametrize(
+    ("compiled_for", "architecture"),
+    [(lowest, gpu) for lowest in (75, 80) for gpu in ARCHITECTURES if gpu >= lowest],
+)
+def test_ptxas_accepts_the_generic_ptx(nvrtc, compiled_for, architecture, tmp_path):
+    ptx = cuda_kernel.compile_ptx(compiled_for)
     ptxas, reason = find_ptxas(ptx)
     if ptxas is None:
         pytest.skip(reason)

@@ -101,4 +101,4 @@ def probe(version: str) -> dict:
 def test_without_tensorrt_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
     with pytest.raises(BackendError, match="pip install"):
-        trt_plugin.register_plugin()
+        trt_plugin.register_plugin(architecture=80)
