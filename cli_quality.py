@@ -198,6 +198,13 @@ def compare(before: Path, after: Path, threshold: float, force: bool, as_json: b
     click.option("--windows", type=int, default=64, show_default=True, help="Windows that ranges are taken from."),
     click.option("--window-size", type=int, default=256, show_default=True, help="Their side in pixels."),
     click.option("--search-windows", type=int, default=8, show_default=True, help="How many of them plans are measured on."),
+    click.option(
+        "--margin",
+        type=float,
+        default=0.25,
+        show_default=True,
+        help="Share of the allowed loss to keep in hand for other images.",
+    ),
     click.option("--name", help="Of the plan, and of its folder in a bundle. [default: the precision]"),
     click.option(
         "--report-dir", type=click.Path(path_type=Path, file_okay=False), help="Report, plots, state. [default: beside the plan]"

@@ -127,6 +127,15 @@ class Budgets:
         if self.min_code_agreement is not None and not 0 <= self.min_code_agreement <= 1:
             raise InputError(f"budget min_code_agreement is {self.min_code_agreement}; wanted a share, 0 to 1")
 
+    def tightened(self, margin: float) -> Budgets:
+        """Budgets that allow ``1 - margin`` of the loss: of codes that change, of squared error, of dB lost. ``margin``: 0 to below 1."""
+        left = 1 - margin
+        return Budgets(
+            None if self.min_code_agreement is None else 1 - left * (1 - self.min_code_agreement),
+            None if self.min_psnr is None else self.min_psnr - 10 * math.log10(left),
+            None if self.max_psnr_drop is None else self.max_psnr_drop - margin * abs(self.max_psnr_drop),
+        )
+
 
 @dataclass(frozen=True)
 class PrecisionPlan:

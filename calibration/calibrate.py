@@ -12,7 +12,7 @@ import numpy as np
 
 import mgvq_export
 from mgvq_export.bundle import Bundle, package_version
-from mgvq_export.calibration.effects import Effect, Effects, Journal
+from mgvq_export.calibration.effects import Effect, Effects, Graphs, Journal
 from mgvq_export.calibration.items import Choice, Scales, conv_choices, convolutions, inner_convolutions, skip_choices
 from mgvq_export.calibration.ranges import Ranges, collect
 from mgvq_export.calibration.safety import make_safe
@@ -52,6 +52,7 @@ class Options:
             images no larger than the windows: attention sums grow with the image.
         windows, window_size: how many windows of how many pixels a side the ranges are taken from.
         search_windows: how many of them plans are measured on.
+        margin: share of the allowed loss that a search leaves unused, 0 to below 1, so that other images stay within the budgets too.
         name: of the plan, and of the folder in a bundle; the precision when None.
     """
 
@@ -63,6 +64,7 @@ class Options:
     windows: int = 64
     window_size: int = 256
     search_windows: int = 8
+    margin: float = 0.25
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +76,13 @@ class Options:
         PrecisionPlan(self.name or self.precision, self.base, {})  # refuses a name or base that cannot be
         if self.search_windows < 1:
             raise InputError(f"search windows is {self.search_windows}; wanted at least 1")
+        if not 0 <= self.margin < 1:
+            raise InputError(f"margin is {self.margin}; wanted a share of the allowed loss, 0 to below 1")
+
+    @property
+    def target(self) -> Budgets:
+        """What a search reaches on the windows: the budgets less the margin."""
+        return self.budgets.tightened(self.margin)
 
 
 @dataclass
@@ -149,9 +158,10 @@ def calibrate(
     journal = Journal(folder and folder / "measurements.jsonl")
     every = max(1, options.windows // options.search_windows)
     shown = [window.copy() for index, window in enumerate(windows.read()) if index % every == 0][: options.search_windows]
-    effects = Effects(network, shown, f"{key} {options.search_windows}", journal)
+    graphs = Graphs(network)
+    effects = Effects(graphs, shown, f"{key} {options.search_windows}", journal)
     elsewhere = Effects(
-        network,
+        graphs,
         [image for _, image, _ in others],
         f"{mgvq_export.__version__} {source} {[digest for *_, digest in others]}",
         journal,
@@ -229,7 +239,9 @@ class _Calibrator:
             else {}
         )
         plan = PrecisionPlan(options.name or options.precision, "fp16", nodes)
-        return make_safe(self.effects, self.ranges, self.known, plan, options.budgets, say=self.say)
+        # What 8 bits add comes on top: their base must meet the target as it is.
+        budgets = options.target if options.precision in LARGEST else options.budgets
+        return make_safe(self.effects, self.ranges, self.known, plan, budgets, target=options.target, say=self.say)
 
     def _eight_bits(self) -> Calibration:
         options = self.options
@@ -278,7 +290,7 @@ class _Calibrator:
                 raise InputError(
                     f"the {side} has no convolution that {self.options.precision} is for, or all its values are zero: try fp16"
                 )
-            found = search(items, work or len(items), measure, self.options.budgets, harm=harm, start=list(start))
+            found = search(items, work or len(items), measure, self.options.target, harm=harm, start=list(start))
             searches[title] = found
             if found.chosen is None:
                 if work is None:
@@ -292,8 +304,12 @@ class _Calibrator:
         best = max((one for one in found.alone), key=lambda one: one.effect.psnr if side == "decoder" else one.effect.agreement)
         return (
             f"no convolution of the {side} can run in {self.options.precision} within the budgets; the best, {best.names[0]} alone "
-            f"({best.share:.1%} of the work), gives {'; '.join(best.effect.misses(self.options.budgets))}"
+            f"({best.share:.1%} of the work), gives {'; '.join(best.effect.misses(self.options.target))}{self._margin_said()}"
         )
+
+    def _margin_said(self) -> str:
+        margin = self.options.margin
+        return f" (a margin of {margin:.0%} below the budgets, for other images; --margin 0 leaves none)" if margin else ""
 
     def _cut_back(self, base: PrecisionPlan, scales: Scales, chosen: Sequence[Choice]) -> tuple[PrecisionPlan, Effect, int]:
         """The plan of ``chosen`` on ``base``, its effect, and how many of the last choices had to go for the budgets to hold."""
@@ -301,11 +317,11 @@ class _Calibrator:
             plan = scales.plan(base, chosen[: len(chosen) - dropped])
             self.say("the whole plan")
             effect = self.effects.measure(plan)
-            if effect.holds(self.options.budgets):
+            if effect.holds(self.options.target):
                 return plan, effect, dropped
         raise InputError(
             f"no {self.options.precision} plan meets the budgets with {self.options.base} for the rest; "
-            f"with one choice in {self.options.precision}: {'; '.join(effect.misses(self.options.budgets))}; try --base fp32"
+            f"with one choice in {self.options.precision}: {'; '.join(effect.misses(self.options.target))}{self._margin_said()}; try --base fp32"
         )
 
     def _share(self, side: str, plan: PrecisionPlan) -> float:
@@ -382,6 +398,7 @@ def _calibration_set(windows: Windows, options: Options, others: Sequence[tuple[
         "windows": options.windows,
         "window_size": options.window_size,
         "search_windows": options.search_windows,
+        "margin": options.margin,
         "images": [{"name": path.name, "sha256": digest, "windows": count} for (path, count), digest in used],
         "held_out": [{"name": name, "sha256": digest} for name, _, digest in others],
     }

@@ -128,24 +128,46 @@ class Journal:
                 ) from error
 
 
+class Graphs:
+    """The graphs of one network under plans, ready to run; float16 as a GPU rounds it (:mod:`~mgvq_export.calibration.rounding`)."""
+
+    def __init__(self, network: MGVQ):
+        self.network = network
+        self._weights: dict[str, WeightStore] = {}
+        self._loaded: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {}
+
+    def load(self, plan: PrecisionPlan, side: str) -> Callable[[np.ndarray], np.ndarray]:
+        """The function values -> values of one side under ``plan``; the last of each side stays loaded."""
+        key = _side_key(plan, side)
+        if self._loaded.get(side, ("", None))[0] != key:
+            self._loaded.pop(side, None)  # first: two sets of weights need not fit in memory
+            # Weights are stored once per base type; building again adds only what is quantized for the first time.
+            weights = self._weights.setdefault(plan.base, WeightStore())
+            model = build_graph(self.network, Part(side), plan, weights)
+            session = load_session(rounded(model) if has_float16(model) else model, weights)
+            name = session.get_inputs()[0].name
+            self._loaded[side] = (key, lambda values: session.run(None, {name: values})[0])
+        return self._loaded[side][1]
+
+
 class Effects:
     """Measures plans of one network on some images."""
 
-    def __init__(self, network: MGVQ, images: Sequence[np.ndarray], key: str, journal: Journal | None = None):
+    def __init__(self, graphs: Graphs, images: Sequence[np.ndarray], key: str, journal: Journal | None = None):
         """
         Args:
+            graphs: those of the network; several of these may share them, which saves loading and memory.
             images: uint8 [H, W, 3], sides multiples of f.
             key: hash of network and images: measurements of the journal under another one are not taken.
         """
-        self.network, self.images, self.key = network, images, key
+        self.graphs, self.images, self.key = graphs, images, key
+        self.network = graphs.network
         self.journal = journal or Journal(None)
         self.count = 0  # plans measured, those from the journal included
-        self._weights: dict[str, WeightStore] = {}
         self._results: dict[str, tuple[str, Results]] = {}
-        self._graphs: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {}
 
     def measure(self, plan: PrecisionPlan) -> Effect:
-        """The effect of ``plan``; float16 as a GPU rounds it (:mod:`~mgvq_export.calibration.rounding`)."""
+        """The effect of ``plan``."""
         key = hashlib.sha256("".join([self.key, *(_side_key(plan, side) for side in SIDES)]).encode()).hexdigest()
         self.count += 1
         effect = self.journal.get(key)
@@ -157,7 +179,7 @@ class Effects:
     @cached_property
     def reference(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Codes int32 [1, G, h, w] and pictures float32 [1, 3, H, W], not clipped, of every image in fp32."""
-        encode, decode = self._graph(REFERENCE, "encoder"), self._graph(REFERENCE, "decoder")
+        encode, decode = self.graphs.load(REFERENCE, "encoder"), self.graphs.load(REFERENCE, "decoder")
         codes = [self._codes(encode(to_float(image))) for image in self.images]
         return codes, [decode(self._rows(one)) for one in codes]
 
@@ -172,7 +194,7 @@ class Effects:
             equal += agreement(own_code, code) * code.size
             errors.append(float(np.mean(np.square(decoded.astype(np.float64) - picture))))
             if not np.array_equal(own_code, code):
-                decoded = self._graph(plan, "decoder")(self._rows(own_code))
+                decoded = self.graphs.load(plan, "decoder")(self._rows(own_code))
             drops.append(_photo_psnr(picture, image) - _photo_psnr(decoded, image))
         if not np.isfinite(drops).all():
             return _BROKEN
@@ -182,12 +204,12 @@ class Effects:
 
     def _own_codes(self, plan: PrecisionPlan) -> Results:
         """The codes that ``plan`` gives for every image."""
-        latents = [self._graph(plan, "encoder")(to_float(image)) for image in self.images]
+        latents = [self.graphs.load(plan, "encoder")(to_float(image)) for image in self.images]
         return [self._codes(latent) for latent in latents] if _finite(latents) else None
 
     def _same_codes(self, plan: PrecisionPlan) -> Results:
         """The pictures that ``plan`` decodes from fp32's codes."""
-        decoded = [self._graph(plan, "decoder")(self._rows(codes)) for codes in self.reference[0]]
+        decoded = [self.graphs.load(plan, "decoder")(self._rows(codes)) for codes in self.reference[0]]
         return decoded if _finite(decoded) else None
 
     def _latest(self, side: str, plan: PrecisionPlan, compute: Callable[[PrecisionPlan], Results]) -> Results:
@@ -197,19 +219,6 @@ class Effects:
             reference = self.reference[SIDES.index(side)]
             self._results[side] = (key, reference if key == _side_key(REFERENCE, side) else compute(plan))
         return self._results[side][1]
-
-    def _graph(self, plan: PrecisionPlan, side: str) -> Callable[[np.ndarray], np.ndarray]:
-        """The function values -> values of one graph under ``plan``; the last of each side stays loaded."""
-        key = _side_key(plan, side)
-        if self._graphs.get(side, ("", None))[0] != key:
-            self._graphs.pop(side, None)  # first: two sets of weights need not fit in memory
-            # Weights are stored once per base type; building again adds only what is quantized for the first time.
-            weights = self._weights.setdefault(plan.base, WeightStore())
-            model = build_graph(self.network, Part(side), plan, weights)
-            session = load_session(rounded(model) if has_float16(model) else model, weights)
-            name = session.get_inputs()[0].name
-            self._graphs[side] = (key, lambda values: session.run(None, {name: values})[0])
-        return self._graphs[side][1]
 
     def _codes(self, latent: np.ndarray) -> np.ndarray:
         import torch

@@ -30,7 +30,7 @@ class Outcome:
         """Raise :class:`CheckFailed` when the plan misses its budgets on the held-out images; the plan is written all the same."""
         if self.misses:
             raise CheckFailed(
-                f"on the held-out images the plan misses its budgets: {'; '.join(self.misses)}; ask for a margin, or calibrate on more images"
+                f"on the held-out images the plan misses its budgets: {'; '.join(self.misses)}; ask for a larger --margin, or calibrate on more images"
             )
 
 

@@ -66,21 +66,27 @@ def make_safe(
     plan: PrecisionPlan,
     budgets: Budgets,
     *,
-    margin: bool = True,
+    target: Budgets | None = None,
+    headroom: bool = True,
     say: Say = lambda step: None,
 ) -> tuple[PrecisionPlan, Effect]:
     """``plan``, of base ``fp16``, with the fewest further nodes in float32 that meet ``budgets``, and its effect.
 
-    Nodes that ``plan`` names stay as they are unless they are ``fp16``. ``margin``: take step 1 of the module's description. Raises :class:`InputError` when all of them together do not meet
-    the budgets; the message has the best there is.
+    Nodes that ``plan`` names stay as they are unless they are ``fp16``. Raises :class:`InputError` when all of them together do not
+    meet the budgets; the message has the best there is.
+
+    Args:
+        target: what to reach once nodes have to go to float32, so that other images meet ``budgets`` too; ``budgets`` when None.
+        headroom: take step 1 of the module's description.
     """
     say("float16")
     half = [name for name in known if _type(plan, known[name]) == "fp16"]
-    near = {name: reason for name in half if margin and (reason := _headroom_reason(ranges, known[name]))}
+    near = {name: reason for name in half if headroom and (reason := _headroom_reason(ranges, known[name]))}
     plan = promote(plan, near)
     first = effects.measure(plan)
     if first.holds(budgets):
         return plan, first
+    budgets = target or budgets
     say("float16, node by node")
     harm = node_harm(effects.network, effects.images)
     # Sorting keeps the graph's order among equals.

@@ -15,10 +15,10 @@
 // 16 rows that win are scored once more in float32, and the first of the largest is the code.
 //
 // What bounds it: the maximum, 4 of them per mma and thread, at half the rate of other instructions (16 lanes a clock and SM
-// quarter). An mma of 128 scores costs 8 clocks for its maxima and about 2 for keeping track (counted in the machine code for sm_90);
+// quarter). An mma of 128 scores costs 8 clocks for its maxima and about 3 for keeping track (counted in the machine code for sm_90);
 // the tensor cores need 4 to 8 for it (mma.sync is said to reach about 60 % of Hopper's peak), side by side with the maxima, and some
 // 4 more for the m16n8k8 that float latents with d = 8 take. H200, 132 SMs x 4 quarters at 1.75 GHz, 14,400 positions:
-//   G x K x d = 8 x 2048 x 4:  1.84e6 mma x 10 clocks = 20 us;    4 x 8192 x 8:  3.69e6 mma = 40 us, float latents some 45
+//   G x K x d = 8 x 2048 x 4:  1.84e6 mma x 11 clocks = 22 us;    4 x 8192 x 8:  3.69e6 mma = 44 us, float latents no more
 // (bounds from this count, not measurements; whole waves of blocks and splitting the rows, a fifth, come on top). Float32 multiply-adds
 // instead of tensor cores would take 43 and 155 us. Memory: 1.8 MB of latents, and the codebook from L2 once per 128 positions.
 //
@@ -72,8 +72,6 @@ enum : int {
 };
 
 constexpr float kRowScale = 4096.0f;
-
-struct __align__(16) Float4 { float x, y, z, w; };
 
 struct __align__(8) Halves { unsigned hi, lo; };  // two values, each as hi + lo; the first in the lower 16 bits
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mgvq_export.calibration.calibrate import Options, calibrate, versus
-from mgvq_export.calibration.effects import Effect, Effects, Journal
+from mgvq_export.calibration.effects import Effect, Effects, Graphs, Journal
 from mgvq_export.calibration.plots import write_plots
 from mgvq_export.calibration.report import Outcome
 from mgvq_export.calibration.search import Point, Search, pareto
@@ -101,7 +101,7 @@ def test_journal_keeps_infinite_figures(tmp_path: Path) -> None:
 def test_effects_are_those_of_the_network(small_network, held_out_photo) -> None:
     """A plan that changes one weight scale moves the picture by what float64 arithmetic on the quantized weights says."""
     image = np.asarray(Image.open(held_out_photo))[:32, :48]
-    effects = Effects(small_network, [image], "key")
+    effects = Effects(Graphs(small_network), [image], "key")
     assert effects.measure(PrecisionPlan("none", "fp32", {})) == Effect(1.0, np.inf, 0.0, 0.0, 0.0)
     name = "decoder.stages.1.op_list.1.main.conv1.conv"
     fine, coarse = (effects.measure(PrecisionPlan("one", "fp32", {name: NodePlan("int8", {0: scale})})) for scale in (0.1, 1.0))
@@ -196,7 +196,7 @@ def test_versus_says_who_wins() -> None:
 def test_missed_budgets_on_held_out_images_are_a_failed_check() -> None:
     Outcome([], [], {}, []).raise_if_failed()
     with pytest.raises(
-        CheckFailed, match="on the held-out images the plan misses its budgets: 37 dB; ask for a margin"
+        CheckFailed, match="on the held-out images the plan misses its budgets: 37 dB; ask for a larger --margin"
     ) as raised:
         Outcome([], [], {}, [], ["37 dB"]).raise_if_failed()
     assert one_line(str(raised.value))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from reference import synthetic_image, synthetic_network
 
-from mgvq_export.calibration.effects import Effects
+from mgvq_export.calibration.effects import Effects, Graphs
 from mgvq_export.precision import PrecisionPlan
 from mgvq_export.runtime.images import to_uint8
 from mgvq_export.spec import VARIANTS
@@ -18,6 +18,6 @@ from mgvq_export.spec import VARIANTS
 )
 def test_float16_stays_finite(name: str, size: int) -> None:
     image = to_uint8(synthetic_image(size, size))
-    effect = Effects(synthetic_network(VARIANTS[name]), [image], name).measure(PrecisionPlan("fp16", "fp16", {}))
+    effect = Effects(Graphs(synthetic_network(VARIANTS[name])), [image], name).measure(PrecisionPlan("fp16", "fp16", {}))
     assert effect.finite
     assert effect.agreement > 0.9 and effect.psnr > 45 and np.isfinite(effect.drop)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from checks import one_line
 
-from mgvq_export.calibration.effects import Effect, Effects
+from mgvq_export.calibration.effects import Effect, Effects, Graphs
 from mgvq_export.calibration.ranges import collect
 from mgvq_export.calibration.safety import make_safe, node_harm, smallest
 from mgvq_export.calibration.windows import Windows
@@ -50,12 +50,12 @@ def test_an_attention_sum_that_overflows_and_a_norm_that_underflows(small_networ
     plant(small_network)
     known = plan_nodes(small_network)
     ranges = collect(small_network, windows, "planted")
-    effects = Effects(small_network, list(windows.read()), "planted")
+    effects = Effects(Graphs(small_network), list(windows.read()), "planted")
     start = all_half(small_network)
     assert not effects.measure(start).finite
     assert ranges.value(f"{ATTENTION}/k_sum").overflow or ranges.value(f"{ATTENTION}/product").overflow
 
-    plan, effect = make_safe(effects, ranges, known, start, BUDGETS, margin=False)
+    plan, effect = make_safe(effects, ranges, known, start, BUDGETS, headroom=False)
     # Found
     found = in_float32(plan)
     assert any(name.startswith(f"{ATTENTION}/") for name in found)
@@ -64,7 +64,7 @@ def test_an_attention_sum_that_overflows_and_a_norm_that_underflows(small_networ
     assert all("alone, float16" in reason and "left in float16:" in reason for reason in found.values())
     # Repaired, and verified by someone who knows nothing of the search
     check_plan(plan, small_network)
-    again = Effects(small_network, list(windows.read()), "again").measure(plan)
+    again = Effects(Graphs(small_network), list(windows.read()), "again").measure(plan)
     assert again == effect and again.finite and again.holds(BUDGETS)
     # With no node to spare
     for name in found:
@@ -75,8 +75,8 @@ def test_an_attention_sum_that_overflows_and_a_norm_that_underflows(small_networ
 def test_the_usual_islands_do_not_repair_the_convolution(small_network, windows: Windows) -> None:
     plant(small_network)
     ranges = collect(small_network, windows, "planted")
-    effects = Effects(small_network, list(windows.read()), "planted")
-    plan, _ = make_safe(effects, ranges, plan_nodes(small_network), PrecisionPlan("fp16", "fp16", {}), BUDGETS, margin=False)
+    effects = Effects(Graphs(small_network), list(windows.read()), "planted")
+    plan, _ = make_safe(effects, ranges, plan_nodes(small_network), PrecisionPlan("fp16", "fp16", {}), BUDGETS, headroom=False)
     assert in_float32(plan) and all(name.startswith(POINT_CONV) for name in in_float32(plan))
 
 
@@ -89,7 +89,7 @@ def test_values_near_the_limit_are_taken_whatever_their_effect(small_network, wi
         block["conv1"].conv.bias *= factor
         block["conv2"].conv.weight /= factor
     ranges = collect(small_network, windows, "near")
-    effects = Effects(small_network, list(windows.read()), "near")
+    effects = Effects(Graphs(small_network), list(windows.read()), "near")
     known = plan_nodes(small_network)
     loose = Budgets(min_psnr=20)
     assert effects.measure(PrecisionPlan("fp16", "fp16", {})).holds(loose)
@@ -127,7 +127,7 @@ def test_smallest_set() -> None:
 
 def test_a_budget_that_no_plan_meets(small_network, windows: Windows) -> None:
     ranges = collect(small_network, windows, "plain")
-    effects = Effects(small_network, list(windows.read()), "plain")
+    effects = Effects(Graphs(small_network), list(windows.read()), "plain")
     with pytest.raises(
         InputError, match=r"no fp16 plan meets the budgets; with all nodes in float32: .* wanted at least 200"
     ) as error:
