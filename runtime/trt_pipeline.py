@@ -79,7 +79,7 @@ class _Job:
 
 @dataclass
 class _Counter:
-    """Tells ``progress`` how many windows are done; each call waits for them, except where only one result is awaited anyway."""
+    """Tells ``progress`` how many windows are done, and waits for them before it does: not where nobody listens, nor for the last."""
 
     total: int
     progress: Progress
@@ -88,7 +88,7 @@ class _Counter:
 
     def add(self, count: int) -> None:
         self.done += count
-        if self.done < self.total:
+        if self.done < self.total and self.progress is not silent:
             self.wait()
             self.progress(self.done, self.total)
 

@@ -227,6 +227,12 @@ def test_between_image_and_codes_nothing_leaves_the_device(bundle, fake, images,
     )
     with open_fp32(bundle, tile=112) as tokenizer:
         tokenizer.encode(images[LARGE])
+        waits = calls_of(gpu, lambda: tokenizer.encode(images[LARGE])).count("cudaStreamSynchronize")
+        seen: list[int] = []
+        listened = calls_of(gpu, lambda: tokenizer.encode(images[LARGE], progress=lambda done, total: seen.append(done)))
+    # Only somebody who watches the windows makes the GPU wait between them; else once for the codes, and once at the end.
+    assert waits <= 2 and len(seen) > 1 and listened.count("cudaStreamSynchronize") == waits + len(seen) - 1
+    kinds = kinds[: len(kinds) // 3]
     assert [kind for kind in kinds if kind != "DeviceToDevice"] == ["HostToDevice", "DeviceToHost", "DeviceToHost"]
 
 
