@@ -52,6 +52,15 @@ def test_kinds_and_counts(plan: PrecisionPlan) -> None:
     assert PrecisionPlan("x", "fp32", {CONV: NodePlan("fp8", {0: 1.0})}).kind() == "fp8"
 
 
+def test_tightened_budgets_allow_that_much_less_loss() -> None:
+    budgets = Budgets(min_code_agreement=0.98, min_psnr=40.0, max_psnr_drop=0.2)
+    half = budgets.tightened(0.5)
+    assert half.min_code_agreement == pytest.approx(0.99) and half.max_psnr_drop == pytest.approx(0.1)
+    assert half.min_psnr == pytest.approx(43.01, abs=0.005)  # half the squared error
+    assert budgets.tightened(0) == budgets and Budgets().tightened(0.5) == Budgets()
+    assert (Budgets(max_psnr_drop=-0.2).tightened(0.5).max_psnr_drop or 0) < -0.2  # a gain was asked for: a larger one
+
+
 @pytest.mark.parametrize(
     ("node", "side"),
     [

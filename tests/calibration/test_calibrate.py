@@ -126,6 +126,21 @@ def test_fp8_and_the_encoder(small_bundle, photos, held_out_photo, tmp_path: Pat
     assert (tmp_path / "curve-encoder.png").stat().st_size > 10_000
 
 
+def test_a_margin_is_left_for_other_images(small_bundle, photos, held_out_photo) -> None:
+    """The search stops short of the budget, the plan keeps the budget."""
+    quick = {"windows": 2, "search_windows": 1, "base": "fp32"}
+    free = calibrate(small_bundle, photos, options(budgets=Budgets(min_psnr=1), **quick), held_out=[held_out_photo])
+    budgets = Budgets(min_psnr=free.effect.psnr + 1)  # a little more than everything in 8 bits reaches
+    tight, wide = (
+        calibrate(small_bundle, photos, options(budgets=budgets, margin=margin, **quick), held_out=[held_out_photo])
+        for margin in (0.0, 0.5)
+    )
+    assert tight.effect.holds(budgets) and wide.effect.holds(budgets.tightened(0.5))
+    assert tight.shares["decoder"] >= wide.shares["decoder"] and tight.plan.nodes != wide.plan.nodes
+    assert tight.plan.budgets == wide.plan.budgets == budgets
+    assert wide.plan.calibration["margin"] == 0.5
+
+
 def test_fp16(small_bundle, photos, held_out_photo) -> None:
     found = calibrate(small_bundle, photos, options(precision="fp16"), held_out=[held_out_photo])
     assert found.plan.base == "fp16" and all(node.precision == "fp32" for node in found.plan.nodes.values())
@@ -153,13 +168,14 @@ def test_bad_input_is_one_line(small_bundle, photos, held_out_photo, tmp_path: P
     line("no images to calibrate on", [], options())
     line("is held out and among the calibration images", photos, options(), held_out=photos[:1])
     line("other.png is 50x70, smaller than a window", [held_out_photo], options(window_size=64))
-    line("no convolution of the decoder can run in int8 within the budgets; the best, .* gives .* wanted at least 150", photos,
+    line("no convolution of the decoder can run in int8 within the budgets; the best, .* gives .* wanted at least 151.2.*--margin 0", photos,
          options(budgets=Budgets(min_psnr=150), windows=2, search_windows=1), held_out=[held_out_photo])  # fmt: skip
     (tmp_path / "file").write_text("in the way")
     line("cannot make the folder", photos, options(), held_out=[held_out_photo], report_dir=tmp_path / "file")
     for values, match in (
         ({"precision": "int4"}, "choose fp16, int8, fp8"),
         ({"parts": ("quantizer",)}, "choose decoder, encoder"),
+        ({"margin": 1.0}, "margin is 1.0; wanted a share"),
     ):
         with pytest.raises(InputError, match=match):
             options(**values)

@@ -78,6 +78,11 @@ def test_the_usual_islands_do_not_repair_the_convolution(small_network, windows:
     effects = Effects(Graphs(small_network), list(windows.read()), "planted")
     plan, _ = make_safe(effects, ranges, plan_nodes(small_network), PrecisionPlan("fp16", "fp16", {}), BUDGETS, headroom=False)
     assert in_float32(plan) and all(name.startswith(POINT_CONV) for name in in_float32(plan))
+    # Once nodes have to go, they go until the target is met, which leaves something for other images.
+    target = BUDGETS.tightened(0.5)
+    start = PrecisionPlan("fp16", "fp16", {})
+    more, effect = make_safe(effects, ranges, plan_nodes(small_network), start, BUDGETS, target=target, headroom=False)
+    assert effect.holds(target) and len(in_float32(more)) >= len(in_float32(plan))
 
 
 def test_values_near_the_limit_are_taken_whatever_their_effect(small_network, windows: Windows) -> None:
