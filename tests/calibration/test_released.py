@@ -14,7 +14,14 @@ from mgvq_export.spec import VARIANTS
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("mgvq-f8c32-g8", 256), ("mgvq-f16c32-g8", 256), ("mgvq-f32c32-g8-mix", 256), ("mgvq-f16c32-g8", 1024)],
+    [
+        ("mgvq-f8c32-g8", 256),
+        ("mgvq-f16c32-g8", 256),
+        ("mgvq-f32c32-g8-mix", 256),
+        ("mgvq-f16c32-g8", 1024),
+        pytest.param("mgvq-f8c32-g8", 1024, marks=pytest.mark.long),
+        pytest.param("mgvq-f32c32-g8-mix", 1024, marks=pytest.mark.long),
+    ],
 )
 def test_float16_stays_finite(name: str, size: int) -> None:
     image = to_uint8(synthetic_image(size, size))
