@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from mgvq_export.bundle import package_version
+from mgvq_export.ops.trt_machine import FOR_CUDA_12
 
 PACKAGES = {
     "numpy": "everything",
@@ -68,10 +69,10 @@ def _export() -> dict[str, Any]:
     return _backend("export", True, f"torch {package_version('torch')}, onnx {package_version('onnx')}")
 
 
-#: Where TensorRT comes from. The extra brings TensorRT 11 or newer for CUDA 13; an older driver needs another package.
+#: Where TensorRT comes from. The extra brings TensorRT 11 or newer for CUDA 13; an older driver needs other packages.
 GET_TENSORRT = (
-    "pip install 'mgvq-export[tensorrt]' (x86-64, NVIDIA GPU of compute capability 7.5 or later; with a driver of CUDA 12: "
-    "pip install tensorrt-cu12), or start from NVIDIA's container nvcr.io/nvidia/tensorrt"
+    "pip install 'mgvq-export[tensorrt]' (x86-64, NVIDIA GPU of compute capability 7.5 or later), or with a driver of CUDA 12: "
+    f"{FOR_CUDA_12}, or start from NVIDIA's container nvcr.io/nvidia/tensorrt"
 )
 _AS_ABOVE = "needs a GPU and TensorRT that run engines: see the line above"
 
@@ -108,7 +109,7 @@ def _build(name: str) -> dict[str, Any]:
     from mgvq_export.ops.cuda_kernel import driver_problem, driver_version, nvrtc_version
 
     if package_version("onnx") is None:
-        return _backend(name, False, "needs onnx: pip install 'mgvq-export[export,tensorrt]'")
+        return _backend(name, False, "needs onnx: pip install 'mgvq-export[export]'")  # the other extra is for CUDA 13
     try:
         nvrtc = nvrtc_version()
     except BackendError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 from mgvq_export.errors import BackendError
 from mgvq_export.export.engine_options import BuildOptions, Profile
-from mgvq_export.ops.trt_machine import import_tensorrt, process_logger
+from mgvq_export.ops.trt_machine import current_device, import_tensorrt, process_logger, use_device
 from mgvq_export.ops.trt_plugin import register_plugin
 
 #: Called with the phase TensorRT is in and the share of it that is done, 0 to 1, from another thread.
@@ -52,8 +52,8 @@ class EngineJob:
 def build_plan(job: EngineJob, report: Report = lambda phase, share: None) -> tuple[Any, bytes]:
     """Build one engine: Register / Parse / Configure / Build.
 
-    TensorRT runs in a thread of its own, so that Ctrl-C reaches Python: the build is then cancelled at its next step and
-    KeyboardInterrupt raised once TensorRT has stopped.
+    TensorRT runs in a thread of its own, on the caller's current GPU, so that Ctrl-C reaches Python: the build is then cancelled at
+    its next step and KeyboardInterrupt raised once TensorRT has stopped.
 
     Returns:
         The serialized engine (a buffer), and the timing cache to keep for the next build.
@@ -67,12 +67,15 @@ def build_plan(job: EngineJob, report: Report = lambda phase, share: None) -> tu
     messages = process_logger(trt)
     messages.errors.clear()
     monitor = _monitor(trt, report)
+    device = current_device()
     results: list[tuple[Any, bytes]] = []
     failures: list[BaseException] = []
     stopped = threading.Event()  # not Thread.join, after whose interruption Python 3.11 takes the thread for finished
 
     def work() -> None:
         try:
+            if device is not None:  # without any, TensorRT says what is wrong
+                use_device(device)
             if not monitor.cancelled:
                 results.append(_build(trt, job, messages, monitor))
         except BaseException as error:  # raised again below, in the caller's thread
@@ -104,9 +107,8 @@ def _build(trt: ModuleType, job: EngineJob, messages: Any, monitor: Any) -> tupl
     except Exception as error:  # the bindings raise TypeError when the library gives no builder
         raise _failed(job, "TensorRT does not start", messages, str(error)) from error
     # Parse
-    kinds = trt.NetworkDefinitionCreationFlag
-    flags = 1 << int(kinds.STRONGLY_TYPED) | 1 << int(kinds.PREFER_AOT_PYTHON_PLUGINS)
-    network = builder.create_network(flags)
+    flags = (trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED, trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS)
+    network = builder.create_network(sum(1 << int(flag) for flag in flags))
     parser = trt.OnnxParser(network, messages)
     if not parser.parse(job.model, path=str(job.graph_path)):
         raise _failed(job, "TensorRT cannot parse the graph", messages, _parse_errors(parser))
@@ -115,8 +117,9 @@ def _build(trt: ModuleType, job: EngineJob, messages: Any, monitor: Any) -> tupl
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     config.builder_optimization_level = job.options.builder_level
-    verbosity = trt.ProfilingVerbosity
-    config.profiling_verbosity = verbosity.DETAILED if job.options.detailed else verbosity.LAYER_NAMES_ONLY
+    config.profiling_verbosity = (
+        trt.ProfilingVerbosity.DETAILED if job.options.detailed else trt.ProfilingVerbosity.LAYER_NAMES_ONLY
+    )
     if job.options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.options.workspace)
     if job.options.version_compatible:
@@ -177,10 +180,10 @@ def _parse_errors(parser: Any) -> str:
     """The first error with its node, and how many more there are."""
     if parser.num_errors == 0:
         return "no reason given"
-    error = parser.get_error(0)
-    where = f"node {error.node_name() or error.node()} ({error.node_operator()}): "
+    parser_error = parser.get_error(0)
+    where = f"node {parser_error.node_name() or parser_error.node()} ({parser_error.node_operator()}): "
     more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
-    return f"{where}{error.desc()}{more}"
+    return f"{where}{parser_error.desc()}{more}"
 
 
 def _failed(job: EngineJob, what: str, messages: Any, otherwise: str) -> BackendError:

@@ -7,11 +7,16 @@ This module must not say ``from __future__ import annotations``: TensorRT reads 
 objects and refuses strings.
 """
 
+import contextlib
+import os
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
+from mgvq_export.errors import BackendError
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
 from mgvq_export.ops.cuda_kernel import KERNEL_NAMES, POSITIONS_PER_BLOCK, THREADS_PER_BLOCK, compile_ptx
-from mgvq_export.ops.trt_machine import import_tensorrt
+from mgvq_export.ops.trt_machine import check_version, import_tensorrt
 
 PLUGIN_ID = f"{DOMAIN}::{OP_NAME}"
 #: What the ONNX node must carry to become the plugin: without the namespace the parser inlines the node's function body.
@@ -22,8 +27,8 @@ _architecture = 0  # set when the plugin is registered
 
 def is_registered() -> bool:
     """Whether this process has registered the plugin with TensorRT."""
-    trt = import_tensorrt()
-    return hasattr(trt.plugin.op, DOMAIN) and hasattr(getattr(trt.plugin.op, DOMAIN), OP_NAME)
+    trtp = _import_plugins(import_tensorrt())
+    return hasattr(trtp.op, DOMAIN) and hasattr(getattr(trtp.op, DOMAIN), OP_NAME)
 
 
 def register_plugin(*, architecture: int) -> None:
@@ -34,14 +39,43 @@ def register_plugin(*, architecture: int) -> None:
             (:func:`~mgvq_export.ops.cuda_kernel.kernel_architecture`).
 
     Raises:
-        BackendError: TensorRT is not usable, or the kernel cannot be compiled here (see :func:`cuda_kernel.compile_ptx`).
+        BackendError: TensorRT is not usable or too old, or the kernel cannot be compiled here (see :func:`cuda_kernel.compile_ptx`).
     """
     global _architecture
     trt = import_tensorrt()
+    trtp = _import_plugins(trt)
     compile_ptx(architecture)  # now, so that a missing compiler is one clear line and not a failure inside the builder
     _architecture = architecture
     if not is_registered():
-        _define_plugin(trt, trt.plugin)
+        _define_plugin(trt, trtp)
+
+
+def _import_plugins(trt: Any) -> ModuleType:
+    """``tensorrt.plugin``. It says on standard output that it is experimental, among what our commands print there."""
+    check_version(trt)  # before the import: early versions have no such module
+    try:
+        with _stdout_on_stderr():
+            import tensorrt.plugin as trtp
+    except ImportError as error:
+        reason = f"its module tensorrt.plugin does not load: {error}"
+        raise BackendError(f"TensorRT {trt.__version__} is not usable ({reason}); install its Python package again") from None
+    return trtp
+
+
+@contextlib.contextmanager
+def _stdout_on_stderr() -> Iterator[None]:
+    """What C++ code writes to standard output goes to standard error."""
+    try:
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of them is closed
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _define_plugin(trt: Any, trtp: Any) -> None:

@@ -18,6 +18,8 @@ OBJECTS = {
     "context": "IExecutionContext",
     "inspector": "EngineInspector",
     "layer": "ILayer",
+    "tensor": "ITensor",
+    "parser_error": "ParserError",
 }
 
 
@@ -26,9 +28,12 @@ def used_names(source: str) -> dict[str, dict[str, list[Any]]]:
 
     ``{"tensorrt.OnnxParser.parse": {"keywords": ["path"], "counts": [2], "stored": []}}``
     """
-    chains = _chains(ast.parse(source))
+    tree = ast.parse(source)
+    chains = _chains(tree)
     if not any(_place(chain, MODULES) is not None for chain, _, _ in chains):
         return {}  # it does not speak to TensorRT: its variables are called as they like
+    hidden = {chain[0] for chain, _, _ in chains} & _aliases(tree)
+    assert not hidden, f"{sorted(hidden)} stand for something of TensorRT's: write it out, so that what is used of it is seen"
     used: dict[str, dict[str, list[Any]]] = {}
     for chain, call, stored in chains:
         name = _resolve(chain)
@@ -44,13 +49,22 @@ def used_names(source: str) -> dict[str, dict[str, list[Any]]]:
 
 
 def cuda_calls(source: str) -> set[tuple[str, int | None]]:
-    """(name in ``cuda.bindings.runtime``, number of arguments or None where it is not called) of everything a file uses of it."""
+    """(name in ``cuda.bindings.runtime``, number of arguments or None where it is not called) of everything a file uses of it.
+
+    ``cuda(cudart.cudaMalloc, size)`` is a call of ``cudaMalloc`` with one argument.
+    """
+    tree = ast.parse(source)
     found = set()
-    for chain, call, _ in _chains(ast.parse(source)):
+    for chain, call, _ in _chains(tree):
         place = _place(chain, {"cudart": ""})
-        if place is not None and place + 1 < len(chain):
+        if place is not None:
             assert call is None or not call.keywords, f"{'.'.join(chain)} is called with keywords"
             found.add((".".join(chain[place + 1 :]), None if call is None else len(call.args)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "cuda" and node.args:
+            chain = _chain(node.args[0])
+            if chain[:1] == ["cudart"]:
+                found.add((".".join(chain[1:]), len(node.args) - 1))
     return found
 
 
@@ -67,11 +81,29 @@ def _chains(tree: ast.Module) -> list[tuple[list[str], ast.Call | None, bool]]:
 
 
 def _chain(node: ast.expr) -> list[str]:
+    """``a.b(1).c`` is ``["a", "b()", "c"]``."""
     names: list[str] = []
-    while isinstance(node, ast.Attribute):
-        names.insert(0, node.attr)
-        node = node.value
-    return [node.id, *names] if isinstance(node, ast.Name) else []
+    called = ""
+    while isinstance(node, (ast.Attribute, ast.Call)):
+        if isinstance(node, ast.Attribute):
+            names.insert(0, node.attr + called)
+            called, node = "", node.value
+        else:
+            called, node = "()", node.func
+    return [node.id + called, *names] if isinstance(node, ast.Name) else []
+
+
+def _aliases(tree: ast.Module) -> set[str]:
+    """Variables that were given something of TensorRT's modules, such as ``kinds`` in ``kinds = trt.BuilderFlag``."""
+    return {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and _place(_chain(node.value), MODULES) is not None
+        and not isinstance(node.value, ast.Call)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
 
 
 def _place(chain: list[str], known: dict[str, str]) -> int | None:
@@ -86,9 +118,9 @@ def _resolve(chain: list[str]) -> str | None:
     place = _place(chain, OBJECTS)
     if place is None:
         return None
-    return (
-        f"tensorrt.{OBJECTS[chain[place].lstrip('_')]}.{chain[place + 1]}"  # what an attribute's own attributes are, is not known
-    )
+    # What an attribute's own attributes are, is not known; what a method gives, its docstring says.
+    known = chain[place + 1 : place + 3 if chain[place + 1].endswith("()") else place + 2]
+    return ".".join(["tensorrt", OBJECTS[chain[place].lstrip("_")], *known])
 
 
 #: Run with the bindings: reads what :func:`used_names` gave as JSON from argv[1], prints what does not exist. Methods written in
@@ -112,14 +144,20 @@ def takes(doc, count):
     counts = [(sum(" = " not in part for part in parameters(text)), len(parameters(text))) for text in signatures]
     return not counts or any(least <= count <= most for least, most in counts)
 
+def gives(method):
+    kind = re.search(r"-> tensorrt\\.tensorrt\\.(\\w+)$", method.__doc__ or "", re.MULTILINE)
+    return kind and getattr(tensorrt, kind[1])
+
 missing = []
 for name, used in json.loads(sys.argv[1]).items():
     value = tensorrt
     for part in name.split(".")[1:]:
-        if not hasattr(value, part):
+        if not hasattr(value, part.removesuffix("()")):
             missing.append(name)
             break
-        value = getattr(value, part)
+        value = getattr(value, part.removesuffix("()"))
+        if part.endswith("()") and (value := gives(value)) is None:
+            break
     else:
         text = (value.__init__.__doc__ if isinstance(value, type) else value.__doc__) or ""
         code = getattr(value, "__code__", None) or getattr(getattr(value, "__init__", None), "__code__", None)

@@ -15,7 +15,7 @@ ROOT = Path(mgvq_export.__file__).parent
 CALLS = sorted(
     {
         call
-        for pattern in ("runtime/cuda*.py", "runtime/trt*.py", "ops/trt_machine.py")
+        for pattern in ("runtime/cuda*.py", "runtime/trt*.py", "ops/trt_machine.py", "examples/embed_trt.py")
         for path in ROOT.glob(pattern)
         for call in api_scan.cuda_calls(path.read_text())
     },
@@ -41,6 +41,9 @@ def test_every_call_exists(name, count):
 
 def test_the_scan_finds_them_and_what_is_wrong():
     assert len(CALLS) > 25 and ("cudaMalloc", 1) in CALLS
+    example = api_scan.cuda_calls((ROOT / "examples" / "embed_trt.py").read_text(encoding="utf-8"))
+    assert {("cudaMemcpyAsync", 5), ("cudaStreamCreateWithFlags", 1), ("cudaStreamSynchronize", 1)} <= example <= set(CALLS)
+    assert ("cudaFree", 2) in api_scan.cuda_calls("cuda(cudart.cudaFree, address, 7)")
     assert problem("cudaMallocArray2", 1) == "no cudaMallocArray2"
     assert problem("cudaMalloc", 2) == "cudaMalloc takes 1 arguments, not 2"
     with pytest.raises(AssertionError, match="keywords"):

@@ -27,7 +27,8 @@ def test_nothing_is_installed(rows, monkeypatch):
     monkeypatch.setattr(doctor, "_gpu", lambda: None)
     ready, detail = rows()["tensorrt"]
     assert not ready and detail.startswith("needs TensorRT and cuda-bindings: pip install 'mgvq-export[tensorrt]'")
-    assert "tensorrt-cu12" in detail and "nvcr.io/nvidia/tensorrt" in detail and "nvidia-smi" in detail
+    assert "CUDA 12: pip install tensorrt-cu12 'cuda-bindings==12.*' nvidia-cuda-nvrtc-cu12," in detail
+    assert "nvcr.io/nvidia/tensorrt" in detail and "nvidia-smi" in detail
     monkeypatch.setattr(doctor, "_gpu", lambda: "NVIDIA H200")
     ready, detail = rows("cuda-bindings")["tensorrt"]
     assert not ready and detail.startswith("needs TensorRT: pip install") and "nvidia-smi" not in detail
@@ -37,7 +38,10 @@ def test_nothing_is_installed(rows, monkeypatch):
 def test_it_is_too_old_or_there_is_no_gpu(rows, fake, package, monkeypatch):
     fake(version="10.3.0")
     found = rows(package, "cuda-bindings")
-    assert found["tensorrt"] == (False, "TensorRT 10.3.0 is too old; wanted 10.16.1 or newer: pip install -U 'tensorrt>=10.16.1'")
+    ready, detail = found["tensorrt"]
+    assert not ready and detail.startswith(
+        "TensorRT 10.3.0 is too old; wanted 10.16.1 or newer: pip install -U 'tensorrt>=10.16.1'"
+    )
     assert found["build (TensorRT)"] == (False, "needs a GPU and TensorRT that run engines: see the line above")
 
 
@@ -56,7 +60,8 @@ def test_it_works(rows, fake, monkeypatch):
 def test_building_takes_more_than_running(rows, fake, monkeypatch):
     fake()
     found = rows("tensorrt", "cuda-bindings")
-    assert found["tensorrt"][0] and found["build (TensorRT)"] == (False, "needs onnx: pip install 'mgvq-export[export,tensorrt]'")
+    # Not the extra tensorrt, which would bring packages for CUDA 13 to a machine that has those for CUDA 12.
+    assert found["tensorrt"][0] and found["build (TensorRT)"] == (False, "needs onnx: pip install 'mgvq-export[export]'")
     monkeypatch.setattr(cuda_kernel, "nvrtc_version", lambda: (13, 5))
     monkeypatch.setattr(cuda_kernel, "driver_version", lambda: (12, 4))
     ready, detail = rows("tensorrt", "cuda-bindings", "onnx")["build (TensorRT)"]
