@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
-from mgvq_export.bench.gpu_report import GpuOptions, Row, Size, pixels
+from mgvq_export.bench.gpu_report import CannotRun, GpuOptions, Results, Row, Size, pixels
+from mgvq_export.bench.gpu_timing import wall_times
 from mgvq_export.bundle import MANIFEST, Bundle
 from mgvq_export.errors import BackendError
 from mgvq_export.ops.contract import near_tie_margins
@@ -20,13 +21,30 @@ from mgvq_export.runtime.ort import OrtSession
 from mgvq_export.runtime.tokenizer import Tokenizer
 from mgvq_export.spec import Part
 
-_WARM_UP = 3
+#: y = x, float32 [1], as ONNX: enough to see whether a provider and its libraries load.
+_IDENTITY = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+
+
+def check_onnxruntime(backend: str) -> None:
+    """Raises :class:`CannotRun` when ONNX Runtime, or its provider for ``backend``, does not load."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "identity.onnx"
+        path.write_bytes(_IDENTITY)
+        try:
+            OrtSession(path, backend)
+        except ImportError as error:
+            raise CannotRun(f"ONNX Runtime does not load ({error}): pip install onnxruntime-gpu") from None
+        except BackendError as error:
+            raise CannotRun(str(error)) from None
 
 
 def shared_bundle(options: GpuOptions) -> Bundle:
     """The bundle of ``options.spec``, fp32 and fp16, in ``options.folder``; made when it is not there yet.
 
-    Raises :class:`BackendError` when torch or onnx, which exporting needs, is missing.
+    Raises :class:`CannotRun` when torch or onnx, which exporting needs, is missing.
     """
     path = options.folder / options.spec.name
     if (path / MANIFEST).is_file():
@@ -39,7 +57,7 @@ def shared_bundle(options: GpuOptions) -> Bundle:
         from mgvq_export.model.demo import SPEC_KEY
         from mgvq_export.model.synthetic import synthetic_state_dict
     except ImportError as error:
-        raise BackendError(f"exporting the bundle needs {error.name}: pip install 'mgvq-export[export]'") from None
+        raise CannotRun(f"exporting the bundle needs {error.name}: pip install 'mgvq-export[export]'") from None
     options.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = options.folder / f"{options.spec.name}.safetensors"
     save_file(synthetic_state_dict(options.spec), checkpoint, {SPEC_KEY: json.dumps(options.spec.to_dict())})
@@ -51,27 +69,6 @@ def waves(size: Size) -> np.ndarray:
     from mgvq_export.model.synthetic import synthetic_image
 
     return to_uint8(synthetic_image(*size))
-
-
-def wall_times(action: Callable[[], object], options: GpuOptions) -> list[float]:
-    """Milliseconds of wall-clock time of each of ``options.repeats`` calls that wait for their result, after a warm-up."""
-    for _ in range(_WARM_UP if options.device == "cuda" else 1):
-        action()
-    times = []
-    for _ in range(options.repeats):
-        start = time.perf_counter()
-        action()
-        times.append((time.perf_counter() - start) * 1e3)
-    return times
-
-
-@dataclass(frozen=True)
-class Results:
-    """What one way of running the whole graphs gave: latent, codes of that latent, and pixels in [-1, 1] of the codes asked for."""
-
-    latent: np.ndarray
-    codes: np.ndarray
-    pixels: np.ndarray
 
 
 def run_graphs(bundle: Bundle, precision: str, backend: str, image: np.ndarray, codes: np.ndarray | None = None) -> Results:
@@ -92,9 +89,9 @@ def onnxruntime_section(options: GpuOptions) -> Iterator[Row]:
     """ONNX Runtime's CUDA provider: the bundle's graphs against the CPU's float32, and the tokenizer's times."""
     from mgvq_export.model.synthetic import synthetic_image
 
-    backend = "ort-cuda" if options.device == "cuda" else "ort-cpu"
+    backend = "ort-cpu" if options.rehearsal else "ort-cuda"
+    check_onnxruntime(backend)  # before anything takes long
     bundle = shared_bundle(options)
-    OrtSession(bundle.graph_path("fp32", Part.DEQUANTIZER), backend)  # before anything takes long: do its libraries load?
     image = synthetic_image(*options.small)
     reference = run_graphs(bundle, "fp32", "ort-cpu", image)
     codebook = _codebook(bundle)
@@ -115,7 +112,8 @@ def onnxruntime_section(options: GpuOptions) -> Iterator[Row]:
     with Tokenizer.open(bundle, backend=backend, precision="fp16", tiling="off") as tokenizer:
         tokens = tokenizer.encode(image8)
         for verb, action in (("encode", lambda: tokenizer.encode(image8)), ("decode", lambda: tokenizer.decode(tokens))):
-            yield Row.timed(f"{backend} fp16: {verb} {pixels(options.large)}", wall_times(action, options))
+            times = wall_times(action, options.repeats, rehearsal=options.rehearsal)
+            yield Row.timed(f"{backend} fp16: {verb} {pixels(options.large)}", times)
 
 
 def _codebook(bundle: Bundle) -> np.ndarray:

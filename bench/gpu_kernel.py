@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mgvq_export.bench.gpu_network import import_torch, timed
-from mgvq_export.bench.gpu_report import GpuOptions, Row
+from mgvq_export.bench.gpu_machine import checked, gpu_problem
+from mgvq_export.bench.gpu_network import import_torch
+from mgvq_export.bench.gpu_report import CannotRun, GpuOptions, Row, goal
+from mgvq_export.bench.gpu_timing import burst_times, device_times
 from mgvq_export.errors import BackendError
 from mgvq_export.ops import cases
 from mgvq_export.ops.contract import NEAR_TIE, grouped_argmin, near_tie_margins
@@ -31,7 +33,7 @@ REAL_SIZES = {
     "f8 8x2048x4": (1, 8, 2048, 4, 180, 320),
     "f8 4x8192x8": (1, 4, 8192, 8, 180, 320),
 }
-
+GOAL = 0.1  # milliseconds, at f16
 
 _ROWS_CHECKED = 8  # of these maps: the oracle takes minutes for all of them
 
@@ -50,26 +52,6 @@ def disagreements(latent: np.ndarray, codebook: np.ndarray, codes: np.ndarray) -
     return [float(margin) for margin in margins if margin > NEAR_TIE]
 
 
-def _checked(result):
-    error, *values = result
-    if int(error) != 0:
-        raise BackendError(f"CUDA driver call failed: {error.name}")
-    return values[0] if len(values) == 1 else tuple(values)
-
-
-def gpu_problem() -> str | None:
-    """Why no GPU can be used here, in one line; None when one can."""
-    try:
-        from cuda.bindings import driver
-
-        _checked(driver.cuInit(0))
-        if _checked(driver.cuDeviceGetCount()) == 0:
-            return "no NVIDIA GPU: the driver counts none"
-    except (ImportError, RuntimeError, BackendError) as error:
-        return f"no NVIDIA GPU: {str(error).strip().splitlines()[0]}"
-    return None
-
-
 class GpuKernel:
     """The compiled kernel on GPU 0, through the CUDA driver and its primary context.
 
@@ -77,30 +59,34 @@ class GpuKernel:
         name: of the GPU.
         note: how the kernel came to the GPU when not as the PTX that engines carry; else empty.
 
-    Raises :class:`BackendError` at every failed call.
+    Raises :class:`CannotRun` without a GPU, its driver or NVRTC, :class:`BackendError` at every failed call.
     """
 
     def __init__(self) -> None:
         problem = gpu_problem()
         if problem:
-            raise BackendError(problem)
+            raise CannotRun(problem)
+        try:
+            nvrtc_version()
+        except BackendError as error:
+            raise CannotRun(str(error)) from None
         from cuda.bindings import driver
 
         self._driver = driver
-        device = _checked(driver.cuDeviceGet(0))
-        self.name = _checked(driver.cuDeviceGetName(128, device)).split(b"\0")[0].decode()
-        _checked(driver.cuCtxSetCurrent(_checked(driver.cuDevicePrimaryCtxRetain(device))))
+        device = checked(driver.cuDeviceGet(0))
+        self.name = checked(driver.cuDeviceGetName(128, device)).split(b"\0")[0].decode()
+        checked(driver.cuCtxSetCurrent(checked(driver.cuDevicePrimaryCtxRetain(device))))
         code, self.note = self._code(device)
-        self._module = _checked(driver.cuModuleLoadData(code))
+        self._module = checked(driver.cuModuleLoadData(code))
         self._functions = {
-            dtype: _checked(driver.cuModuleGetFunction(self._module, name.encode())) for dtype, name in KERNEL_NAMES.items()
+            dtype: checked(driver.cuModuleGetFunction(self._module, name.encode())) for dtype, name in KERNEL_NAMES.items()
         }
 
     def _code(self, device: Any) -> tuple[bytes, str]:
         """PTX, or machine code where the driver is older than NVRTC and cannot read its PTX; and a note about the latter."""
         attribute = self._driver.CUdevice_attribute
         major, minor = (
-            _checked(self._driver.cuDeviceGetAttribute(kind, device))
+            checked(self._driver.cuDeviceGetAttribute(kind, device))
             for kind in (
                 attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                 attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
@@ -112,7 +98,7 @@ class GpuKernel:
         return compile_cubin(10 * major + minor)[0], f"machine code for this GPU, engines cannot be built yet: {problem}"
 
     def run(self, latent: np.ndarray, codebook: np.ndarray, *, repeats: int = 0) -> tuple[np.ndarray, list[float]]:
-        """Codes int32 [B, G, h, w] of one launch, and the microseconds of ``repeats`` further ones (CUDA events)."""
+        """Codes int32 [B, G, h, w], and the milliseconds of one launch, ``repeats`` times (:func:`burst_times`)."""
         driver = self._driver
         latent, codebook = np.ascontiguousarray(latent), np.ascontiguousarray(codebook)
         launch = kernel_launch(latent.shape, codebook.shape)
@@ -120,34 +106,36 @@ class GpuKernel:
         pointers: list = []
         try:
             for array in (latent, codebook, codes):
-                pointers.append(_checked(driver.cuMemAlloc(array.nbytes)))
-                _checked(driver.cuMemcpyHtoD(pointers[-1], array.ctypes.data, array.nbytes))
+                pointers.append(checked(driver.cuMemAlloc(array.nbytes)))
+                checked(driver.cuMemcpyHtoD(pointers[-1], array.ctypes.data, array.nbytes))
             values = (int(pointers[0]), int(pointers[1]), *launch.scalars, int(pointers[2]))
             types = (ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 4, ctypes.c_void_p)
             function = self._functions[latent.dtype.name]
 
             def enqueue() -> None:
-                _checked(driver.cuLaunchKernel(function, *launch.grid, *launch.block, 0, 0, (values, types), 0))
+                checked(driver.cuLaunchKernel(function, *launch.grid, *launch.block, 0, 0, (values, types), 0))
 
             enqueue()
-            _checked(driver.cuCtxSynchronize())
-            times = [self._timed(enqueue) for _ in range(repeats)]
-            _checked(driver.cuMemcpyDtoH(codes.ctypes.data, pointers[2], codes.nbytes))
+            checked(driver.cuCtxSynchronize())
+            times = burst_times(lambda launches: self._burst(enqueue, launches), repeats) if repeats else []
+            checked(driver.cuMemcpyDtoH(codes.ctypes.data, pointers[2], codes.nbytes))
         finally:
             for pointer in pointers:
-                _checked(driver.cuMemFree(pointer))
+                checked(driver.cuMemFree(pointer))
         return codes, times
 
-    def _timed(self, enqueue: Callable[[], None]) -> float:
+    def _burst(self, enqueue: Callable[[], None], launches: int) -> float:
+        """Milliseconds from before the first of so many launches to after the last."""
         driver = self._driver
-        start, end = _checked(driver.cuEventCreate(0)), _checked(driver.cuEventCreate(0))
-        _checked(driver.cuEventRecord(start, 0))
-        enqueue()
-        _checked(driver.cuEventRecord(end, 0))
-        _checked(driver.cuEventSynchronize(end))
-        elapsed = _checked(driver.cuEventElapsedTime(start, end)) * 1000.0
-        _checked(driver.cuEventDestroy(start))
-        _checked(driver.cuEventDestroy(end))
+        start, end = checked(driver.cuEventCreate(0)), checked(driver.cuEventCreate(0))
+        checked(driver.cuEventRecord(start, 0))
+        for _ in range(launches):
+            enqueue()
+        checked(driver.cuEventRecord(end, 0))
+        checked(driver.cuEventSynchronize(end))
+        elapsed = checked(driver.cuEventElapsedTime(start, end))
+        checked(driver.cuEventDestroy(start))
+        checked(driver.cuEventDestroy(end))
         return elapsed
 
 
@@ -165,9 +153,9 @@ def kernel_section(options: GpuOptions) -> Iterator[Row]:
     for name, shape in REAL_SIZES.items():
         for dtype in KERNEL_NAMES:
             latent, codebook = real_case(shape, dtype)
-            codes, times = gpu.run(latent, codebook, repeats=options.repeats + 5)
-            goal = {"note": "wanted on an H200: at most 0.1 ms"} if name.startswith("f16") else {}
-            yield Row.timed(f"kernel {name} {dtype}", [time / 1e3 for time in times[5:]], **goal)
+            codes, times = gpu.run(latent, codebook, repeats=options.repeats)
+            wanted = goal(GOAL, gpu.name) if name.startswith("f16") else {}
+            yield Row.timed(f"kernel {name} {dtype}", times, **wanted)
         wrong = len(disagreements(latent[:, :, :_ROWS_CHECKED], codebook, codes[:, :, :_ROWS_CHECKED]))  # float16 latents
         yield Row(f"kernel {name}, first rows against the oracle", wrong, "wrong codes", wrong == 0)
 
@@ -175,14 +163,14 @@ def kernel_section(options: GpuOptions) -> Iterator[Row]:
 def torch_section(options: GpuOptions) -> Iterator[Row]:
     """What torch takes for the same codes: cdist/argmin and matmul/argmax, in float32."""
     import_torch(options)
-    sizes = REAL_SIZES if options.device == "cuda" else {"rehearsal 2x64x4": (1, 2, 64, 4, 6, 8)}
+    sizes = {"rehearsal 2x64x4": (1, 2, 64, 4, 6, 8)} if options.rehearsal else REAL_SIZES
     for name, shape in sizes.items():
         latent, codebook = real_case(shape, "float32")
         wanted = grouped_argmin(latent[:, :, :_ROWS_CHECKED], codebook)
         for way, action in _torch_ways(latent, codebook, options.device).items():
             codes = action().cpu().numpy().reshape(shape[1], shape[0], *shape[4:]).swapaxes(0, 1)
             differ = int((codes[:, :, :_ROWS_CHECKED] != wanted).sum())
-            yield Row.timed(f"{way} {name}", timed(action, options), differing_codes=differ)
+            yield Row.timed(f"{way} {name}", device_times(action, options), differing_codes=differ)
 
 
 def _torch_ways(latent: np.ndarray, codebook: np.ndarray, device: str) -> dict[str, Callable[[], Any]]:

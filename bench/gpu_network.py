@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgvq_export.bench.gpu_report import GpuOptions, Row, Size, pixels
-from mgvq_export.errors import BackendError
+from mgvq_export.bench.gpu_report import CannotRun, GpuOptions, Results, Row, Size, pixels
+from mgvq_export.bench.gpu_timing import device_times, wall_times
+from mgvq_export.bundle import Bundle
 from mgvq_export.parity.metrics import agreement, psnr, relative_l2
+from mgvq_export.parity.network import find_network
 from mgvq_export.parity.tolerances import tolerance
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mgvq_export.model.network import MGVQ
-
-_WARM_UP = 3
 
 
 def network_section(options: GpuOptions) -> Iterator[Row]:
@@ -57,25 +57,51 @@ def _half_against_single(network: MGVQ, half: MGVQ, image: np.ndarray, size: Siz
     import torch
 
     # One after the other, results to the host at once: the two together may not fit.
-    single = torch.from_numpy(image).to(options.device)
-    latent = network.latent(single)
-    codes = network.quantize.encode(latent)
-    decoded = _array(network.decode(codes).clamp(-1, 1))
-    reference = _array(latent)
-    del latent
+    reference = _results(network, torch.from_numpy(image).to(options.device))
     _free(options)
-    low = single.half().contiguous(memory_format=torch.channels_last)
-    latent = half.latent(low)
-    found_codes = half.quantize.encode(latent)
-    decoded_half = _array(half.decode(codes).clamp(-1, 1))
+    low = torch.from_numpy(image).to(options.device).half().contiguous(memory_format=torch.channels_last)
+    found = _results(half, low, reference.codes)
     name = f"fp16 {pixels(size)} against fp32"
-    yield Row.judged(f"{name}: latent rel. L2", relative_l2(_array(latent), reference), tolerance("latent", "fp16"))
-    share = agreement(_array(found_codes), _array(codes))
-    yield Row.judged(f"{name}: equal codes", share, tolerance("agreement", "fp16"))
+    yield Row.judged(f"{name}: latent rel. L2", relative_l2(found.latent, reference.latent), tolerance("latent", "fp16"))
+    yield Row.judged(f"{name}: equal codes", agreement(found.codes, reference.codes), tolerance("agreement", "fp16"))
     # Values span 2, and an infinite PSNR (equal images) is no JSON number.
-    quality = min(psnr(decoded_half, decoded, peak=2.0), 200.0)
+    quality = min(psnr(found.pixels, reference.pixels, peak=2.0), 200.0)
     yield Row.judged(f"{name}: same codes decoded", quality, tolerance("psnr", "fp16"))
     _free(options)
+
+
+def _results(network: MGVQ, image: Tensor, codes: np.ndarray | None = None) -> Results:
+    """Image [1, 3, H, W] through ``network``, both on one device; ``codes`` to decode, the image's own when None."""
+    import torch
+
+    latent = network.latent(image)
+    found = network.quantize.encode(latent)
+    on_host = _array(latent)
+    del latent
+    given = found if codes is None else torch.from_numpy(codes).to(image.device)
+    return Results(on_host, _array(found), _array(network.decode(given).clamp(-1, 1)))
+
+
+def single_results(bundle: Bundle, image: np.ndarray, options: GpuOptions) -> Results:
+    """Image float32 [1, 3, H, W] through the network of ``bundle`` in float32 on the device, TF32 off.
+
+    Raises :class:`CannotRun` where that cannot be: without PyTorch or a GPU for it, without the weights, with too little memory.
+    """
+    torch = import_torch(options)
+    network, reason = find_network(bundle)
+    if network is None:
+        raise CannotRun(reason)
+    found = None
+    try:
+        with torch.inference_mode(), _precision(tf32=False):
+            found = _results(network.to(options.device), torch.from_numpy(image).to(options.device))
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+    del network
+    _free(options)  # outside of the handler, where the error no longer holds what was computed so far
+    if found is None:
+        raise CannotRun(f"PyTorch in float32: {reason}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -102,7 +128,7 @@ WAYS = (
 
 
 def peers_section(options: GpuOptions) -> Iterator[Row]:
-    """What PyTorch takes for one image, uint8 in host memory to codes in host memory and back, and the share of the GPU's peak."""
+    """What PyTorch takes for one image, numpy to numpy as engines are timed, and the share of the GPU's peak that it reaches."""
     torch = import_torch(options)
     from mgvq_export.model.synthetic import synthetic_image, synthetic_network
 
@@ -114,8 +140,7 @@ def peers_section(options: GpuOptions) -> Iterator[Row]:
     work = count_work(options.spec, options.large)
     for verb, flop in work.items():
         yield Row(f"{verb} {pixels(options.large)}: work", flop / 1e12, "TFLOP")
-    values = synthetic_image(*options.large)[0].transpose(1, 2, 0)
-    image = _pinned(torch.from_numpy(np.round((values + 1) * 127.5).astype(np.uint8)), options)
+    image = np.round((synthetic_image(*options.large)[0].transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
     network = synthetic_network(options.spec)
     for way in WAYS:
         try:
@@ -126,33 +151,41 @@ def peers_section(options: GpuOptions) -> Iterator[Row]:
         _free(options)
 
 
-def _way_rows(way: Way, network: MGVQ, image: Tensor, work: dict[str, int], peak: float, options: GpuOptions) -> Iterator[Row]:
+def _way_rows(
+    way: Way, network: MGVQ, image: np.ndarray, work: dict[str, int], peak: float, options: GpuOptions
+) -> Iterator[Row]:
     import torch
 
     placed = (_half(network) if way.half else copy.deepcopy(network)).to(options.device)
-    runner = _Runner(placed, way, image, options)
-    if options.device == "cuda":
+    runner = _Runner(placed, way, options)
+    if not options.rehearsal:
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    for verb, action in (("encode", runner.encode), ("decode", runner.decode)):
-        times = timed(action, options)
-        name = f"{way.name}: {verb} {pixels(options.large)}"
-        share = work[verb] / (np.median(times) / 1e3) / peak
-        note = {"note": f"{share:.0%} of the matrix product's rate"}
-        yield Row.timed(name, times, share_of_ceiling=float(share), **note)
-    if options.device == "cuda":
+    codes = runner.encode(image)
+    actions = {
+        "encode": (lambda: runner.encode(image), runner.queue_encode),
+        "decode": (lambda: runner.decode(codes), runner.queue_decode),
+    }
+    for verb, (whole, queued) in actions.items():
+        times = wall_times(whole, options.repeats, rehearsal=options.rehearsal)
+        on_device = float(np.median(device_times(queued, options)))
+        share = work[verb] / (on_device / 1e3) / peak
+        note = f"{on_device:.4g} ms on the device, {share:.0%} of the matrix product's rate"
+        facts = {"device_ms": on_device, "share_of_ceiling": float(share), "note": note}
+        yield Row.timed(f"{way.name}: {verb} {pixels(options.large)}", times, **facts)
+    if not options.rehearsal:
         yield Row(f"{way.name}: peak memory of PyTorch", torch.cuda.max_memory_allocated() / 2**30, "GiB")
     if way.compiled:
         yield Row(f"{way.name}: compilation and all runs", time.perf_counter() - start, "s")
 
 
 class _Runner:
-    """A network on the device, with host buffers for what goes in and comes out."""
+    """A network on the device, for images of ``options.large``: numpy in and out through pinned memory, as engines are run."""
 
-    def __init__(self, network: MGVQ, way: Way, image: Tensor, options: GpuOptions):
+    def __init__(self, network: MGVQ, way: Way, options: GpuOptions):
         import torch
 
-        self._network, self._image, self._options = network, image, options
+        self._network, self._options = network, options
         self._dtype = torch.float16 if way.half else torch.float32
         self._format = torch.channels_last if way.half else torch.contiguous_format
         self._latent: Callable[[Tensor], Tensor] = network.latent
@@ -162,40 +195,37 @@ class _Runner:
             self._reconstruct = torch.compile(self._reconstruct, backend=options.compiler, dynamic=False)
         height, width = (side // network.spec.downsample for side in options.large)
         self._codes = _pinned(torch.zeros((1, network.spec.groups, height, width), dtype=torch.int32), options)
-        self._pixels = _pinned(torch.zeros_like(image), options)
+        self._pixels = _pinned(torch.zeros((*options.large, 3), dtype=torch.uint8), options)
 
-    def encode(self) -> None:
-        pixels = self._image.to(self._options.device, non_blocking=True)[None].permute(0, 3, 1, 2).float()
+    def encode(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] -> codes int32 [1, G, h, w]."""
+        return self._run(image, self._pixels, self.queue_encode, self._codes)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Codes int32 [1, G, h, w] -> uint8 [H, W, 3]."""
+        return self._run(codes, self._codes, self.queue_decode, self._pixels)
+
+    def _run(self, given: np.ndarray, source: Tensor, queue: Callable[[], None], target: Tensor) -> np.ndarray:
+        import torch
+
+        source.copy_(torch.from_numpy(given))
+        queue()
+        if not self._options.rehearsal:
+            torch.cuda.synchronize()
+        return target.numpy().copy()
+
+    def queue_encode(self) -> None:
+        """From pinned pixels to pinned codes, without waiting for them."""
+        pixels = self._pixels.to(self._options.device, non_blocking=True)[None].permute(0, 3, 1, 2).float()
         image = ((pixels / 255 - 0.5) * 2).to(self._dtype).contiguous(memory_format=self._format)
         self._codes.copy_(self._network.quantize.encode(self._latent(image)), non_blocking=True)
 
-    def decode(self) -> None:
+    def queue_decode(self) -> None:
+        """From pinned codes to pinned pixels, without waiting for them."""
         quantized = self._network.quantize.decode(self._codes.to(self._options.device, non_blocking=True))
         image = self._reconstruct(quantized.contiguous(memory_format=self._format))[0].float()
         pixels = (image * 127.5 + 127.5).clamp(0, 255).round().to(dtype=self._pixels.dtype)
         self._pixels.copy_(pixels.permute(1, 2, 0), non_blocking=True)
-
-
-def timed(action: Callable[[], object], options: GpuOptions) -> list[float]:
-    """Milliseconds of each of ``options.repeats`` runs after a warm-up: CUDA events on a GPU, wall-clock time in a rehearsal."""
-    import torch
-
-    for _ in range(_WARM_UP if options.device == "cuda" else 1):
-        action()
-    times = []
-    for _ in range(options.repeats):
-        if options.device != "cuda":
-            begun = time.perf_counter()
-            action()
-            times.append((time.perf_counter() - begun) * 1e3)
-            continue
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        action()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return times
 
 
 def count_work(spec: Any, size: Size) -> dict[str, int]:
@@ -221,11 +251,11 @@ def _ceiling(options: GpuOptions, *, half: bool, tf32: bool) -> float:
     """Operations per second of a large square matrix product on random values: what the GPU can do, not what its data sheet says."""
     import torch
 
-    dtype = torch.float16 if half and options.device == "cuda" else torch.float32
+    dtype = torch.float16 if half and not options.rehearsal else torch.float32
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn((options.ceiling, options.ceiling), generator=generator).to(options.device, dtype) for _ in range(2))
     with torch.inference_mode(), _precision(tf32=tf32):
-        times = timed(lambda: a @ b, options)
+        times = device_times(lambda: a @ b, options)
     return 2 * options.ceiling**3 / (float(np.median(times)) / 1e3)
 
 
@@ -250,15 +280,13 @@ def _precision(*, tf32: bool) -> Iterator[None]:
 
 
 def import_torch(options: GpuOptions) -> Any:
-    """PyTorch. Raises :class:`BackendError` when it is missing, or finds no GPU where one is wanted."""
+    """PyTorch. Raises :class:`CannotRun` when it is missing, or finds no GPU where one is wanted."""
     try:
         import torch
     except ImportError as error:
-        raise BackendError(f"needs PyTorch ({error}): pip install torch") from None
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise BackendError(
-            f"PyTorch {torch.__version__} finds no GPU; install the build for this machine's CUDA from pytorch.org"
-        )
+        raise CannotRun(f"needs PyTorch ({error}): pip install torch") from None
+    if not options.rehearsal and not torch.cuda.is_available():
+        raise CannotRun(f"PyTorch {torch.__version__} finds no GPU; install the build for this machine's CUDA from pytorch.org")
     return torch
 
 
@@ -271,7 +299,7 @@ def _half(network: MGVQ) -> MGVQ:
 
 
 def _pinned(tensor: Tensor, options: GpuOptions) -> Tensor:
-    return tensor.pin_memory() if options.device == "cuda" else tensor
+    return tensor if options.rehearsal else tensor.pin_memory()
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -280,7 +308,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 def _free(options: GpuOptions) -> None:
     gc.collect()
-    if options.device == "cuda":
+    if not options.rehearsal:
         import torch
 
         torch.cuda.empty_cache()

@@ -1,34 +1,27 @@
-"""What the GPU acceptance prints: rows with a verdict or a figure, and the machine they were taken on."""
+"""What the sections of the GPU acceptance take and give: options, rows with a verdict or a figure, and why one cannot run."""
 
 from __future__ import annotations
 
-import datetime
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mgvq_export.bench.timing import Percentiles
-from mgvq_export.bundle import package_version
-from mgvq_export.ops.cuda_kernel import driver_version, nvrtc_version
+from mgvq_export.errors import BackendError
 from mgvq_export.parity.tolerances import Tolerance
 from mgvq_export.spec import VARIANTS, ModelSpec
 
 Size = tuple[int, int]  # height, width
 
-_PACKAGES = (
-    "mgvq-export",
-    "numpy",
-    "torch",
-    "triton",
-    "onnxruntime-gpu",
-    "onnxruntime",
-    "tensorrt",
-    "cuda-bindings",
-    "nvidia-cuda-nvrtc",
-    "nvidia-cudnn-cu13",
-    "nvidia-cublas",
-)
+_ENGINE_RUNS = 5  # times as many: of 20 times, p99 is nearly the largest
+
+
+class CannotRun(BackendError):
+    """This machine lacks what a section needs. Raised before it has begun: whatever fails later is a failure."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class GpuOptions:
         small: size of the smaller images, (height, width) in pixels.
         large: size of the larger images, on which everything is timed.
         tile: windows of the tiled engines, (height, width) in pixels.
-        repeats: timed runs of each.
+        repeats: timed runs of each; engines are run more often (:attr:`engine_repeats`).
         ceiling: side of the square matrices whose product says what the GPU can do.
         compiler: ``torch.compile``'s backend.
         folder: where the bundle and its engines are made, by the first section that needs them.
@@ -62,6 +55,23 @@ class GpuOptions:
     @property
     def sizes(self) -> tuple[Size, ...]:
         return tuple(dict.fromkeys((self.small, self.large)))
+
+    @property
+    def engine_repeats(self) -> int:
+        return _ENGINE_RUNS * self.repeats
+
+    @property
+    def rehearsal(self) -> bool:
+        return self.device != "cuda"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one way of running the whole network gave: latent, codes of that latent, and pixels in [-1, 1] of the codes asked for."""
+
+    latent: np.ndarray
+    codes: np.ndarray
+    pixels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -89,11 +99,13 @@ class Row:
         return cls(check, value, tolerance.unit, tolerance.holds(value), facts)
 
     @classmethod
-    def timed(cls, check: str, milliseconds: Sequence[float], **facts: Any) -> Row:
-        """The median of some times; the other percentiles stand beside it."""
+    def timed(cls, check: str, milliseconds: Sequence[float], *, at_most: float | None = None, **facts: Any) -> Row:
+        """The median of some times, judged when it must be ``at_most`` so many; the other percentiles stand beside it."""
         found = Percentiles.of(milliseconds)
         facts |= {"p90": found.p90, "p99": found.p99, "count": len(milliseconds)}
-        return cls(check, found.p50, "ms p50", facts=facts)
+        if at_most is None:
+            return cls(check, found.p50, "ms p50", facts=facts)
+        return cls(check, found.p50, "ms p50", found.p50 <= at_most, facts | {"limit": f"<= {at_most:g} ms"})
 
     def __str__(self) -> str:
         value = f"{self.value:.4g}" if isinstance(self.value, float) else str(self.value)
@@ -110,41 +122,8 @@ def pixels(size: Size) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def describe_run() -> dict[str, Any]:
-    """Date, GPU, driver and versions of what the figures depend on; values that cannot be had are None."""
-    driver = driver_version()
-    found = {name: package_version(name) for name in _PACKAGES}
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "gpu": _gpu_facts(),
-        "driver_cuda": None if driver is None else f"{driver[0]}.{driver[1]}",
-        "nvrtc": _nvrtc(),
-        "versions": {name: version for name, version in found.items() if version is not None},
-    }
-
-
-def _nvrtc() -> str | None:
-    from mgvq_export.errors import BackendError
-
-    try:
-        return "{}.{}".format(*nvrtc_version())
-    except BackendError:
-        return None
-
-
-def _gpu_facts() -> dict[str, str] | None:
-    """What nvidia-smi says of the first GPU: name, driver, memory, and clocks before the run."""
-    import shutil
-    import subprocess
-
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    names = ("name", "driver_version", "memory.total", "clocks.sm", "clocks.max.sm", "power.limit")
-    command = [tool, f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
-    try:
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    values = [value.strip() for value in listed.splitlines()[0].split(",")] if listed.strip() else []
-    return dict(zip(names, values, strict=False)) or None
+def goal(milliseconds: float, gpu: str) -> dict[str, Any]:
+    """What :meth:`Row.timed` is told of a goal set for an H200: a limit where ``gpu`` is one, elsewhere a note."""
+    if re.search(r"\bH200\b", gpu):  # a GH200 is another
+        return {"at_most": milliseconds}
+    return {"note": f"wanted on an H200: at most {milliseconds:g} ms"}

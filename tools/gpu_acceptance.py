@@ -4,9 +4,9 @@
     python tools/gpu_acceptance.py [--json results.json] [--section kernel]...
     python tools/gpu_acceptance.py --rehearse              the same code on the CPU, tiny: nothing it prints is a figure
 
-A section is a function in ``mgvq_export.bench`` that yields rows. One that cannot run here (TensorRT is not installed, say) is listed
-with the reason; one that breaks off counts as failed, and the next ones run all the same. Under MGVQ_REQUIRE_GPU=1 sections that
-need no more than a GPU and PyTorch must run.
+A section is a function in ``mgvq_export.bench`` that yields rows. One that finds at its start that it cannot run here (TensorRT is not
+installed, say) is listed with the reason; one that breaks off later counts as failed, whatever the reason, and the next ones run all
+the same. Under MGVQ_REQUIRE_GPU=1 sections that need no more than a GPU and PyTorch must run.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +33,19 @@ SECTIONS = {
 REQUIRED = ("kernel", "argmin", "network", "peers")
 
 
-def run_section(name: str, options: Any) -> list[dict[str, Any]]:
-    """The section's rows, printed as they come. One that cannot run, or breaks off, ends with a row that says so."""
-    from mgvq_export.bench.gpu_report import Row
-    from mgvq_export.errors import BackendError
+def run_section(name: str, options: Any) -> Iterator[Any]:
+    """The section's rows. One that cannot run, or breaks off, ends with a row that says so."""
+    from mgvq_export.bench.gpu_report import CannotRun, Row
 
     module, function = SECTIONS[name].split(":")
-    rows = []
-
-    def add(row: Row) -> None:
-        print(f"{name:<12} {row}", flush=True)
-        rows.append({"section": name, **dataclasses.asdict(row)})
-
     try:
-        for row in getattr(importlib.import_module(f"mgvq_export.bench.{module}"), function)(options):
-            add(row)
-    except BackendError as error:
+        yield from getattr(importlib.import_module(f"mgvq_export.bench.{module}"), function)(options)
+    except CannotRun as error:
         required = name in REQUIRED and os.environ.get("MGVQ_REQUIRE_GPU") == "1"
-        add(Row("cannot run here", str(error), ok=False if required else None))
+        yield Row("cannot run here", str(error), ok=False if required else None)
     except Exception as error:  # the other sections still have something to say
         traceback.print_exc()
-        add(Row("broke off", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", ok=False))
-    return rows
+        yield Row("broke off", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", ok=False)
 
 
 def parse_options(arguments: argparse.Namespace, folder: Path) -> Any:
@@ -69,16 +61,19 @@ def parse_options(arguments: argparse.Namespace, folder: Path) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the rows to this file, after every section")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file, after every row")
     parser.add_argument("--section", action="append", choices=list(SECTIONS), help="only this section (may be repeated)")
     parser.add_argument(
         "--model", default="mgvq-f16c32-g8", help="released variant; its weights are synthetic [default: %(default)s]"
     )
-    parser.add_argument("--repeat", type=int, default=20, help="timed runs of each [default: %(default)s]")
+    parser.add_argument(
+        "--repeat", type=int, default=20, help="timed runs of each, of engines 5 times as many [default: %(default)s]"
+    )
     parser.add_argument("--folder", type=Path, help="where to make bundle and engines, and find them again [default: temporary]")
     parser.add_argument("--rehearse", action="store_true", help="run on the CPU, tiny, to see that everything works")
     arguments = parser.parse_args()
-    from mgvq_export.bench.gpu_report import describe_run
+    from mgvq_export.bench.gpu_machine import describe_run
+    from mgvq_export.files import atomic_write_bytes
 
     document: dict[str, Any] = {"run": describe_run(), "rehearsal": arguments.rehearse, "rows": []}
     print(json.dumps(document["run"], indent=1))
@@ -86,9 +81,11 @@ def main() -> int:
         options = parse_options(arguments, (arguments.folder or Path(temporary)).resolve())
         document["options"] = {"model": options.spec.name, "large": options.large, "small": options.small, "tile": options.tile}
         for name in arguments.section or SECTIONS:
-            document["rows"] += run_section(name, options)
-            if arguments.json:
-                arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+            for row in run_section(name, options):
+                print(f"{name:<12} {row}", flush=True)
+                document["rows"].append({"section": name, **dataclasses.asdict(row)})
+                if arguments.json:  # now: TensorRT's section may take an hour, and be interrupted
+                    atomic_write_bytes(arguments.json, (json.dumps(document, indent=1) + "\n").encode())
     failed = sum(row["ok"] is False for row in document["rows"])
     print(f"{len(document['rows'])} rows, {failed} failed")
     return 1 if failed else 0

@@ -1,23 +1,14 @@
-"""The GPU acceptance rehearsed on the CPU, tiny: the sections that can run there, and the script.
+"""The GPU acceptance rehearsed on the CPU, tiny: the sections that can run there.
 
-The kernel's section is tested in ``tests/ops/test_kernel_launch.py``, TensorRT's in ``tests/trt/test_embedding.py``.
+The kernel's section is tested in ``tests/ops/test_kernel_launch.py``, TensorRT's in ``test_acceptance_engines.py`` and
+``tests/trt/test_embedding.py``.
 """
-
-import importlib.util
-import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import mgvq_export
-from mgvq_export.bench import gpu_bundle, gpu_engines, gpu_kernel, gpu_network
-from mgvq_export.bench.gpu_report import GpuOptions, Row
-from mgvq_export.errors import BackendError
+from mgvq_export.bench import gpu_bundle, gpu_kernel, gpu_network
+from mgvq_export.bench.gpu_report import GpuOptions, Row, goal
 from mgvq_export.parity.tolerances import tolerance
 from mgvq_export.runtime.tokenizer import Tokenizer
 from mgvq_export.spec import VARIANTS, ModelSpec
@@ -26,40 +17,13 @@ from mgvq_export.spec import VARIANTS, ModelSpec
 SMALLEST = ModelSpec("smallest", (8, 16, 32), (0, 1, 1), (0, 1, 1), ("res", "res", "evit"), 4, 4 * 60, 16)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """PyTorch's threads wait for one another at every one of thousands of small steps, which takes minutes on a busy machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def options(tmp_path) -> GpuOptions:
     sizes = {"check": (16, 16), "small": (32, 48), "large": (48, 64)}
     return GpuOptions("cpu", SMALLEST, repeats=2, ceiling=32, compiler="aot_eager", folder=tmp_path / "work", **sizes)
-
-
-@pytest.fixture
-def with_bundle(tiny_bundle, tmp_path):
-    """Options for the tiny network, whose bundle is already in their folder."""
-    folder = tmp_path / "with-bundle"
-    shutil.copytree(tiny_bundle.path, folder / "tiny")
-    sizes = {"small": (64, 96), "large": (96, 112), "tile": (72, 72)}
-    return GpuOptions("cpu", tiny_bundle.spec, repeats=2, folder=folder, **sizes)
-
-
-@pytest.fixture(scope="module")
-def tool():
-    path = Path(mgvq_export.__file__).parent / "tools" / "gpu_acceptance.py"
-    spec = importlib.util.spec_from_file_location("gpu_acceptance", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def judged(rows: list[Row]) -> dict[str, Row]:
@@ -99,6 +63,25 @@ def test_peers_section(options):
     assert rows["encode 64x48: work"].value > 0
 
 
+def test_peers_are_timed_as_engines_are(options, monkeypatch):
+    """From numpy to numpy on the wall's clock; the device's own time stands beside it."""
+    taken = []
+
+    def wall_times(action, repeats, *, rehearsal):
+        taken.append(action())
+        return [7.0] * repeats
+
+    monkeypatch.setattr(gpu_network, "wall_times", wall_times)
+    monkeypatch.setattr(gpu_network, "device_times", lambda action, options: [5.0, 5.0])
+    monkeypatch.setattr(gpu_network, "WAYS", gpu_network.WAYS[:1])
+    rows = {row.check: row for row in gpu_network.peers_section(options)}
+    row = rows["torch eager fp32, TF32 off: encode 64x48"]
+    assert row.value == 7.0 and row.facts["device_ms"] == 5.0 and "5 ms on the device" in str(row)
+    codes, image = taken
+    assert codes.dtype == np.int32 and codes.shape == (1, 4, 12, 16)
+    assert image.dtype == np.uint8 and image.shape == (48, 64, 3)
+
+
 def test_peers_encode_and_decode_as_the_tokenizer_does(with_bundle):
     import torch
 
@@ -107,14 +90,14 @@ def test_peers_encode_and_decode_as_the_tokenizer_does(with_bundle):
     image = gpu_bundle.waves(with_bundle.large)
     with torch.inference_mode():
         network = synthetic_network(with_bundle.spec)
-        runner = gpu_network._Runner(network, gpu_network.WAYS[0], torch.from_numpy(image), with_bundle)
-        runner.encode()
-        runner.decode()
+        runner = gpu_network._Runner(network, gpu_network.WAYS[0], with_bundle)
+        codes = runner.encode(image)
+        again = runner.decode(codes)
     with Tokenizer.open(with_bundle.folder / "tiny", backend="ort-cpu", precision="fp32") as tokenizer:
         tokens = tokenizer.encode(image)
         decoded = tokenizer.decode(tokens)
-    assert np.mean(runner._codes[0].numpy() == tokens.codes) > 0.99
-    assert np.abs(runner._pixels.numpy().astype(int) - decoded).max() <= 1
+    assert np.mean(codes[0] == tokens.codes) > 0.99
+    assert np.abs(again.astype(int) - decoded).max() <= 1
 
 
 def test_an_image_too_large_for_the_gpu_is_a_row(options, monkeypatch):
@@ -154,79 +137,10 @@ def test_rows_say_limit_and_percentiles():
     assert timed.value == 2.0 and timed.facts["p99"] == pytest.approx(2.98) and "p90 2.8, p99 2.98" in str(timed)
 
 
-# ---- the script
-
-
-def fake_section(monkeypatch, *sections):
-    """Puts functions in the place of all sections; those not named give one row."""
-    given = dict(sections)
-    for name in ("kernel_section", "torch_section"):
-        monkeypatch.setattr(gpu_kernel, name, given.get(name, one_row))
-    for name in ("network_section", "peers_section"):
-        monkeypatch.setattr(gpu_network, name, given.get(name, one_row))
-    monkeypatch.setattr(gpu_bundle, "onnxruntime_section", given.get("onnxruntime_section", one_row))
-    monkeypatch.setattr(gpu_engines, "tensorrt_section", given.get("tensorrt_section", one_row))
-
-
-def one_row(options):
-    yield Row("fine", 1.0, "ms", ok=True)
-
-
-def no_backend(options):
-    raise BackendError("not installed")
-    yield
-
-
-def breaks_off(options):
-    yield Row("fine so far", 1.0)
-    raise ZeroDivisionError("oops")
-
-
-def run_tool(tool, monkeypatch, tmp_path, *arguments):
-    target = tmp_path / "rows.json"
-    monkeypatch.setattr(sys, "argv", ["gpu_acceptance.py", "--rehearse", "--json", str(target), *arguments])
-    code = tool.main()
-    return code, json.loads(target.read_text())
-
-
-def test_a_section_that_breaks_off_fails_and_the_others_run(tool, monkeypatch, tmp_path, capsys):
-    fake_section(monkeypatch, ("kernel_section", breaks_off))
-    code, document = run_tool(tool, monkeypatch, tmp_path)
-    assert code == 1
-    assert [row["section"] for row in document["rows"]] == ["kernel", *tool.SECTIONS]
-    assert document["rows"][1]["value"] == "ZeroDivisionError: oops"
-    assert set(document["run"]) >= {"date", "gpu", "driver_cuda", "versions"} and document["rehearsal"] is True
-    assert "7 rows, 1 failed" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("required", "code"), [("", 0), ("1", 1)])
-def test_what_cannot_run_fails_only_when_a_gpu_is_required(tool, monkeypatch, tmp_path, required, code):
-    monkeypatch.setenv("MGVQ_REQUIRE_GPU", required)
-    fake_section(monkeypatch, ("peers_section", no_backend), ("tensorrt_section", no_backend))
-    found, document = run_tool(tool, monkeypatch, tmp_path)
-    verdicts = {row["section"]: row["ok"] for row in document["rows"]}
-    assert (found, verdicts["peers"], verdicts["tensorrt"]) == (code, False if required else None, None)
-
-
-def test_one_section_alone(tool, monkeypatch, tmp_path):
-    fake_section(monkeypatch)
-    _, document = run_tool(tool, monkeypatch, tmp_path, "--section", "network")
-    assert [row["section"] for row in document["rows"]] == ["network"]
-
-
-@pytest.mark.slow
-def test_the_whole_rehearsal(tmp_path):
-    path = Path(mgvq_export.__file__).parent / "tools" / "gpu_acceptance.py"
-    command = [sys.executable, str(path), "--rehearse", "--json", str(tmp_path / "rows.json"), "--folder", "work"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MGVQ_REQUIRE_GPU": ""}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    sections = {row["section"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
-    assert sections == {"kernel", "argmin", "network", "peers", "onnxruntime", "tensorrt"}
-
-
-def test_without_a_gpu_the_kernel_section_says_so(options):
-    if gpu_kernel.gpu_problem() is None:
-        pytest.skip("there is a GPU")
-    with pytest.raises(BackendError, match="no NVIDIA GPU"):
-        list(gpu_kernel.kernel_section(options))
+@pytest.mark.parametrize(("milliseconds", "ok"), [(9.0, True), (11.0, False)])
+def test_a_goal_is_judged_on_the_gpu_it_was_set_for(milliseconds, ok):
+    row = Row.timed("encode", [milliseconds], **goal(10, "NVIDIA H200 NVL"))
+    assert row.ok is ok and "(wanted <= 10 ms)" in str(row)
+    for gpu in ("NVIDIA H100", "NVIDIA GH200 480GB"):
+        row = Row.timed("encode", [milliseconds], **goal(10, gpu))
+        assert row.ok is None and row.facts["note"] == "wanted on an H200: at most 10 ms"

@@ -9,8 +9,9 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
-def gpu(real_gpu) -> GpuKernel:
-    return GpuKernel()
+def gpu(where_it_can_run) -> GpuKernel:
+    with where_it_can_run(required=True):
+        return GpuKernel()
 
 
 @pytest.mark.parametrize(("latent", "codebook"), [pytest.param(z, c, id=name) for name, z, c in cases.cases_of_both_types()])

@@ -1,7 +1,5 @@
 """The sections of the acceptance on a real GPU, on a released network and small images. Times are for ``tools/gpu_acceptance.py``."""
 
-import os
-
 import pytest
 
 from mgvq_export.bench.gpu_bundle import onnxruntime_section
@@ -9,7 +7,6 @@ from mgvq_export.bench.gpu_engines import tensorrt_section
 from mgvq_export.bench.gpu_kernel import torch_section
 from mgvq_export.bench.gpu_network import network_section, peers_section
 from mgvq_export.bench.gpu_report import GpuOptions
-from mgvq_export.errors import BackendError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
@@ -18,18 +15,14 @@ OPTIONAL = (onnxruntime_section, tensorrt_section)  # need more than a GPU and P
 
 
 @pytest.fixture(scope="module")
-def options(real_gpu, tmp_path_factory) -> GpuOptions:
+def options(tmp_path_factory) -> GpuOptions:
     sizes = {"small": (256, 256), "large": (512, 768), "tile": (384, 384)}
     return GpuOptions(repeats=3, ceiling=2048, folder=tmp_path_factory.mktemp("gpu"), **sizes)
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
-def test_section(section, options):
-    try:
+def test_section(section, options, where_it_can_run):
+    with where_it_can_run(required=section not in OPTIONAL):
         rows = list(section(options))
-    except BackendError as error:
-        if section in OPTIONAL or os.environ.get("MGVQ_REQUIRE_GPU") != "1":
-            pytest.skip(str(error))
-        raise
     assert rows
     assert [str(row) for row in rows if row.ok is False] == []

@@ -1,11 +1,14 @@
 // A libcuda.so.1 that is none: device memory is host memory, and the one kernel it can launch is the host build of ours. Enough for
 // the code that launches the kernel to run through CUDA's real Python bindings on a machine without a GPU.
 //
-// MGVQ_STUB_CUDA is the CUDA version it claims, such as 13050. Copies outside an allocation are errors.
+// MGVQ_STUB_CUDA is the CUDA version it claims, such as 13050, MGVQ_STUB_GPU the GPU's name. Copies outside an allocation are errors.
+// Its clock is a model: a launch takes 0.02 ms, twice that within 0.25 s of the last allocation, when the clocks of a GPU have not
+// risen yet; and from one event to another 0.01 ms pass beside the launches, until the host has queued the first.
 #include "host_kernel.cpp"
 
 #include <dlfcn.h>
 
+#include <chrono>
 #include <map>
 #include <string>
 
@@ -13,7 +16,11 @@ namespace {
 
 enum : int { kOk = 0, kInvalidValue = 1, kInvalidImage = 200, kUnsupportedPtx = 222, kNotFound = 500 };
 
+using Clock = std::chrono::steady_clock;
+
 std::map<char *, size_t> allocations;
+Clock::time_point allocated;
+double busy = 0;  // milliseconds of all launches so far
 
 bool inside(char *address, size_t size) {
     for (const auto &[start, bytes] : allocations) {
@@ -21,6 +28,8 @@ bool inside(char *address, size_t size) {
     }
     return false;
 }
+
+double launch_time() { return Clock::now() - allocated < std::chrono::milliseconds(250) ? 0.04 : 0.02; }
 
 int version() {
     const char *text = getenv("MGVQ_STUB_CUDA");
@@ -35,10 +44,15 @@ int cuInit(unsigned) { return kOk; }
 int cuDriverGetVersion(int *value) { return *value = version(), kOk; }
 int cuDeviceGetCount(int *count) { return *count = 1, kOk; }
 int cuDeviceGet(int *device, int) { return *device = 0, kOk; }
-int cuDeviceGetName(char *name, int length, int) { return snprintf(name, length, "no GPU at all"), kOk; }
+int cuDeviceGetPCIBusId(char *id, int length, int) { return snprintf(id, length, "0000:3B:00.0"), kOk; }
 int cuDevicePrimaryCtxRetain(void **context, int) { return *context = &allocations, kOk; }
 int cuCtxSetCurrent(void *) { return kOk; }
 int cuCtxSynchronize() { return kOk; }
+
+int cuDeviceGetName(char *name, int length, int) {
+    const char *given = getenv("MGVQ_STUB_GPU");
+    return snprintf(name, length, "%s", given ? given : "no GPU at all"), kOk;
+}
 
 int cuDeviceGetAttribute(int *value, int attribute, int) {
     if (attribute == 75) return *value = 9, kOk;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
@@ -66,6 +80,7 @@ int cuModuleGetFunction(void **function, void *, const char *name) {
 int cuMemAlloc_v2(char **address, size_t size) {
     *address = static_cast<char *>(malloc(size));
     allocations[*address] = size;
+    allocated = Clock::now();
     return kOk;
 }
 
@@ -96,15 +111,18 @@ int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned gr
     const int status = function == reinterpret_cast<void *>(1)
                            ? run_float(grid_x, grid_y, block_x, reinterpret_cast<float *>(pointer(0)), codebook, positions, area, rows, dim, codes)
                            : run_half(grid_x, grid_y, block_x, pointer(0), codebook, positions, area, rows, dim, codes);
+    busy += launch_time();
     return status == 0 ? kOk : kInvalidValue;
 }
 
-int cuEventCreate(void **event, unsigned) { return *event = &allocations, kOk; }
-int cuEventRecord(void *, void *) { return kOk; }
+int cuEventCreate(void **event, unsigned) { return *event = new double(0), kOk; }
+int cuEventRecord(void *event, void *) { return *static_cast<double *>(event) = busy, kOk; }
 int cuEventSynchronize(void *) { return kOk; }
-int cuEventElapsedTime(float *milliseconds, void *, void *) { return *milliseconds = 0.5f, kOk; }
-int cuEventElapsedTime_v2(float *milliseconds, void *, void *) { return *milliseconds = 0.5f, kOk; }
-int cuEventDestroy_v2(void *) { return kOk; }
+int cuEventElapsedTime(float *milliseconds, void *start, void *end) {
+    return *milliseconds = static_cast<float>(*static_cast<double *>(end) - *static_cast<double *>(start) + 0.01), kOk;
+}
+int cuEventElapsedTime_v2(float *milliseconds, void *start, void *end) { return cuEventElapsedTime(milliseconds, start, end); }
+int cuEventDestroy_v2(void *event) { return delete static_cast<double *>(event), kOk; }
 
 // NVRTC asks for a private table and does without.
 int cuGetExportTable(const void **table, const void *) { return *table = nullptr, kNotFound; }
