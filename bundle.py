@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,12 +23,16 @@ from typing import Any
 from mgvq_export.errors import BundleError, InputError, SpecError
 from mgvq_export.files import PathLike, atomic_write_bytes, sha256_file
 from mgvq_export.precision import PrecisionPlan
-from mgvq_export.spec import ModelSpec, Part, Reach
+from mgvq_export.spec import TRUNKS, ModelSpec, Part, Reach
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 FORMAT = "mgvq-bundle"
 VERSION = 1
+
+Size = tuple[int, int]
+
+_BUILD_FLAGS = ("version_compatible", "hardware_compatible", "detailed")
 
 
 def graph_name(precision: str, part: Part) -> str:
@@ -165,7 +170,7 @@ class Bundle:
             size = path.stat().st_size
             found = sha256_file(path) if size == entry["bytes"] else None
         except (OSError, InputError) as error:
-            raise self._unreadable(path) from error
+            raise self._unreadable(path, entry) from error
         self._compare(path, entry, size, found)
         self._checked.add(name)
         return path
@@ -179,7 +184,7 @@ class Bundle:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise self._unreadable(path) from error
+            raise self._unreadable(path, entry) from error
         self._compare(path, entry, len(data), hashlib.sha256(data).hexdigest() if len(data) == entry["bytes"] else None)
         return data
 
@@ -189,17 +194,42 @@ class Bundle:
             raise BundleError(f"{self.path / MANIFEST} names a file outside the bundle: {name}")
         return self.path / name
 
-    def _remedy(self, path: Path) -> str:
-        is_engine = path.relative_to(self.path).parts[0] == "engines"
-        return "build it again: mgvq-export build" if is_engine else "export the bundle again"
+    def _remedy(self, entry: Mapping[str, Any]) -> str:
+        is_engine = Path(entry["file"]).parts[0] == "engines"
+        return f"build it again: {self.build_command(entry)}" if is_engine else "export the bundle again"
 
-    def _unreadable(self, path: Path) -> BundleError:
-        return BundleError(f"{path} cannot be read; the bundle is incomplete: {self._remedy(path)}")
+    def _unreadable(self, path: Path, entry: Mapping[str, Any]) -> BundleError:
+        return BundleError(f"{path} cannot be read; the bundle is incomplete: {self._remedy(entry)}")
 
     def _compare(self, path: Path, entry: Mapping[str, Any], size: int, sha256: str | None) -> None:
         if sha256 != entry["sha256"]:
             what = f"has {size} bytes instead of {entry['bytes']}" if sha256 is None else "has changed since it was written"
-            raise BundleError(f"{path} {what}; {self._remedy(path)}")
+            raise BundleError(f"{path} {what}; {self._remedy(entry)}")
+
+    def build_command(self, record: Mapping[str, Any], *, shapes: Sequence[Size] = (), tile: Size | None = None) -> str:
+        """The command that builds the engine of ``record`` again: its part, sizes, batch and options.
+
+        With ``shapes``, and ``tile`` for trunks in windows: all engines that images of these sizes need, with its batch and options.
+        Of a record that cannot be read, a pattern with HxW in place of the sizes.
+        """
+        command = ["mgvq-export", "build", str(self.path)]
+        precision = ["--precision", str(record["precision"])] if "precision" in record else []
+        try:
+            part, held = Part(record["part"]), engine_sizes(self.spec, record)
+            if not shapes:
+                command += ["--part", str(part)]
+                # A trunk of one size is the same engine whether it was built for windows or for images of that size.
+                tile = held[0][0] if part in TRUNKS and len(held) == 1 else None
+                shapes = [] if tile else [size for size, _ in held]
+            command += _build_options(record["options"], max(batch for _, batch in held))
+        except (LookupError, TypeError, ValueError):  # the record of another release, or a damaged one
+            return shlex.join([*command[:3], *precision, "--shape", "HxW"])
+        command += precision
+        for height, width in shapes:
+            command += ["--shape", f"{height}x{width}"]
+        if tile:
+            command += ["--tile", f"{tile[0]}x{tile[1]}"]
+        return shlex.join(command)
 
     def check_all(self) -> None:
         """Compare every file with its hash. Raises :class:`BundleError` on the first that differs."""
@@ -213,6 +243,35 @@ class Bundle:
     def write_manifest(self) -> None:
         """Replace ``manifest.json`` by :attr:`manifest`, whole."""
         atomic_write_bytes(self.path / MANIFEST, manifest_bytes(self.manifest))
+
+
+def stride(spec: ModelSpec, value: str) -> int:
+    """Image pixels per pixel of a value's map, along each axis."""
+    strides = {"image": 1, "inner_features": 2 ** (spec.inner_stage or 0), "features": spec.trunk_stride}
+    return strides.get(value, spec.downsample)
+
+
+def engine_sizes(spec: ModelSpec, record: Mapping[str, Any]) -> list[tuple[Size, int]]:
+    """The sizes (height, width) an engine holds, in image pixels, each with the largest batch: those of its profiles."""
+    found = []
+    for profile in record["profiles"]:
+        ((value, shapes),) = profile.items()  # every part has one input whose shape varies
+        first, scale = (1 if value == "image" else 2), stride(spec, value)
+        height, width = shapes["max"][first : first + 2]
+        found.append(((height * scale, width * scale), shapes["max"][0]))
+    return found
+
+
+def _build_options(options: Mapping[str, Any], batch: int) -> list[str]:
+    """Options of the build command, by the manifest's; those that it has by default are left out."""
+    words = [f"--{name.replace('_', '-')}" for name in _BUILD_FLAGS if options[name]]
+    if options["workspace_bytes"] is not None:
+        words += ["--workspace", str(options["workspace_bytes"])]
+    if options["builder_level"] != 3:
+        words += ["--builder-level", str(options["builder_level"])]
+    if batch != 1:
+        words += ["--batch", str(batch)]
+    return words
 
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:

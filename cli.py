@@ -13,7 +13,19 @@ from typing import Any
 import click
 
 from mgvq_export import cli_quality  # noqa: F401 (its verbs join the same group)
-from mgvq_export.commands import BUNDLE, GROUPS, IMAGES, MAX_PIXELS, RUN_OPTIONS, Run, main, parse_tile, verb
+from mgvq_export.commands import (
+    ALLOW_HOST_CODE,
+    BUNDLE,
+    GROUPS,
+    IMAGES,
+    MAX_PIXELS,
+    RUN_OPTIONS,
+    Run,
+    main,
+    parse_tile,
+    parse_workspace,
+    verb,
+)
 from mgvq_export.terminal import Lines, echo_json, echo_table, progress_bar
 
 
@@ -115,27 +127,37 @@ def build(
     """
     from mgvq_export.bundle import Bundle
     from mgvq_export.export.engine_options import BuildOptions, parse_size
-    from mgvq_export.export.engines import build_engines
-    from mgvq_export.runtime.planner import parse_bytes
+    from mgvq_export.export.engines import Engine, build_engines
 
     wanted = BuildOptions(
         shapes=tuple(parse_size(shape) for shape in shapes),
         tile=parse_tile(tile),
-        workspace=parse_bytes(workspace) if workspace else None,
+        workspace=parse_workspace(workspace),
         **options,
     )
-    with progress_bar("build", len(wanted.wanted_parts)) as update:
-        engines = build_engines(
-            Bundle.open(bundle), wanted, progress=lambda step: update(str(step), step.index + step.share_of_engine)
-        )
     lines = Lines(as_json)
-    for engine in engines:
+
+    def finished(engine: Engine) -> None:
         note = "kept" if engine.reused else "; ".join(engine.reasons)
         lines.add(engine.path, engine.seconds, note, part=str(engine.part), reused=engine.reused, reasons=engine.reasons)
+
+    with progress_bar("build", len(wanted.wanted_parts)) as update:
+        build_engines(
+            Bundle.open(bundle),
+            wanted,
+            progress=lambda step: update(str(step), step.index + step.share_of_engine),
+            finished=finished,
+        )
     lines.close()
 
 
-@verb(BUNDLE, IMAGES, *RUN_OPTIONS, click.option("--packed", is_flag=True, help="Pack codes to their bits."), MAX_PIXELS)
+@verb(
+    BUNDLE,
+    IMAGES,
+    *RUN_OPTIONS,
+    click.option("--packed", is_flag=True, help="Pack codes to their bits."),
+    MAX_PIXELS,
+)
 def encode(bundle: Path, images: tuple[Path, ...], output: Path, packed: bool, max_pixels: int | None, **options: Any) -> None:
     """Turn images into token files, <name>.safetensors."""
     run = Run(bundle, images, output, ".safetensors", options)
@@ -152,7 +174,12 @@ def encode(bundle: Path, images: tuple[Path, ...], output: Path, packed: bool, m
     run.close()
 
 
-@verb(BUNDLE, click.argument("tokens", nargs=-1, required=True, type=click.Path(path_type=Path)), *RUN_OPTIONS, GROUPS)
+@verb(
+    BUNDLE,
+    click.argument("tokens", nargs=-1, required=True, type=click.Path(path_type=Path)),
+    *RUN_OPTIONS,
+    GROUPS,
+)
 def decode(bundle: Path, tokens: tuple[Path, ...], output: Path, groups: int | None, **options: Any) -> None:
     """Turn token files into images, <name>.png."""
     from mgvq_export.runtime.images import write_image
@@ -191,12 +218,16 @@ def reconstruct(
     run.close()
 
 
-@verb(click.argument("target"), click.option("--trust", is_flag=True, help="Load an engine that lies in no bundle."))
-def inspect(target: str, trust: bool, as_json: bool, debug: bool) -> None:
+@verb(
+    click.argument("target"),
+    click.option("--trust", is_flag=True, help="Load an engine that lies in no bundle."),
+    ALLOW_HOST_CODE,
+)
+def inspect(target: str, trust: bool, allow_host_code: bool, as_json: bool, debug: bool) -> None:
     """Say what TARGET is and holds: a checkpoint, bundle, token file, ONNX graph, TensorRT engine or precision plan."""
     from mgvq_export.description import describe
 
-    facts = describe(target, trust=trust)
+    facts = describe(target, trust=trust, allow_host_code=allow_host_code)
     if as_json:
         return echo_json(facts.values)
     echo_table(("", ""), [[name, str(value)] for name, value in facts.summary()])

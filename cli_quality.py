@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mgvq_export.commands import BUNDLE, MAX_PIXELS, RUN_OPTIONS, main, parse_tile, verb
+from mgvq_export.commands import BUNDLE, MAX_PIXELS, RUN_OPTIONS, main, parse_tile, tokenizer_options, verb
 from mgvq_export.terminal import echo_json, echo_table, progress_bar
 
 
@@ -77,9 +77,7 @@ def eval(bundle: Path, dataset: Path, output: Path, as_json: bool, debug: bool, 
     """
     from mgvq_export.evaluation.command import EvaluationOptions, run_evaluation
 
-    names = ("backend", "precision", "threads", "tiling", "memory_limit")
-    run = {name: options.pop(name) for name in names} | {"tile": parse_tile(options.pop("tile"))}
-    wanted = EvaluationOptions(run=run, **options)
+    wanted = EvaluationOptions(run=tokenizer_options(options), **options)
     results, files = run_evaluation(bundle, dataset, output, wanted, watch=progress_bar)
     if as_json:
         return echo_json(results.to_dict() | {"files": [str(file) for file in files]})

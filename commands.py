@@ -107,6 +107,11 @@ def verb(*options: Callable, group: click.Group | None = None) -> Callable:
 
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+ALLOW_HOST_CODE = click.option(
+    "--allow-host-code",
+    is_flag=True,
+    help="Also load version-compatible TensorRT engines. This runs code inside the engine file: only for engines you trust.",
+)
 RUN_OPTIONS = (
     click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to."),
     click.option("--backend", default="auto", show_default=True, help="auto, ort-cpu, ort-cuda or tensorrt."),
@@ -117,8 +122,9 @@ RUN_OPTIONS = (
     click.option(
         "--memory-limit",
         metavar="SIZE",
-        help="For the whole process, with tensorrt on the GPU, such as 6GiB. [default: 80 % of what is free]",
+        help="For the whole process, with tensorrt on the GPU, such as 6GiB. [default: 80 % of what is free, of the GPU's 95 %]",
     ),
+    ALLOW_HOST_CODE,
 )
 IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 GROUPS = click.option("--groups", type=int, help="Use only the first N coarse-to-fine groups. [default: all]")
@@ -133,6 +139,26 @@ def parse_tile(text: str | None) -> tuple[int, int] | None:
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
         raise InputError(f"tile is {text!r}; wanted a side in pixels such as 512, or HxW such as 512x768")
     return int(sides[0]), int(sides[-1])
+
+
+def parse_workspace(text: str | None) -> int | None:
+    """``"4GiB"`` -> bytes. Raises :class:`InputError`."""
+    from mgvq_export.runtime.planner import parse_bytes
+
+    if text is None:
+        return None
+    try:
+        return parse_bytes(text)
+    except InputError:
+        raise InputError(
+            f"workspace is {text!r}; wanted the largest scratch memory TensorRT may use, a size such as 4GiB or 800MB"
+        ) from None
+
+
+def tokenizer_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes what :data:`RUN_OPTIONS` say of the tokenizer out of a command's ``options``, as ``Tokenizer.open`` has it."""
+    names = ("backend", "precision", "threads", "tiling", "memory_limit", "allow_host_code")
+    return {name: options.pop(name) for name in names} | {"tile": parse_tile(options.pop("tile"))}
 
 
 class Run:
@@ -151,8 +177,7 @@ class Run:
                 raise InputError(f"{other} and {path} would both be written to {self.target(path)}; rename one or run them apart")
         self.lines = Lines(options["as_json"])
         self._stack = contextlib.ExitStack()
-        names = ("backend", "precision", "threads", "tiling", "memory_limit")
-        chosen = {name: options[name] for name in names} | {"tile": parse_tile(options["tile"])}
+        chosen = tokenizer_options(options)
         self.tokenizer = self._stack.enter_context(Tokenizer.open(bundle, **chosen))
         self._update = self._stack.enter_context(progress_bar("", len(inputs)))
         click.get_current_context().call_on_close(self._stack.close)

@@ -47,10 +47,11 @@ def known_models() -> list[dict[str, Any]]:
     ]
 
 
-def describe(target: str, *, trust: bool = False) -> Facts:
+def describe(target: str, *, trust: bool = False, allow_host_code: bool = False) -> Facts:
     """The facts of a bundle folder, ``.onnx`` graph, ``.engine``, token file, precision plan, or checkpoint (also by name or address).
 
-    ``trust``: load an engine that lies in no bundle. Raises :class:`MgvqError` of the fitting kind when it cannot be read.
+    ``trust``: load an engine that lies in no bundle; ``allow_host_code``: also one that runs code of its own on the host.
+    Raises :class:`MgvqError` of the fitting kind when it cannot be read.
     """
     path = Path(target)
     if path.is_dir():
@@ -59,7 +60,7 @@ def describe(target: str, *, trust: bool = False) -> Facts:
     if suffix == ".onnx":
         return _graph(path)
     if suffix in (".engine", ".plan", ".trt"):
-        return _engine(path, trust)
+        return _engine(path, trust, allow_host_code)
     if suffix == ".npz" or (suffix == ".safetensors" and path.is_file() and _is_token_file(path)):
         return _tokens(path)
     if suffix == ".json":
@@ -175,10 +176,10 @@ def _value(value: dict[str, Any]) -> str:
     return f"{value['name']} {value['dtype']} [{', '.join(map(str, value['shape']))}]"
 
 
-def _engine(path: Path, trust: bool) -> Facts:
+def _engine(path: Path, trust: bool, allow_host_code: bool) -> Facts:
     from mgvq_export.runtime.trt_description import describe_engine
 
-    found = describe_engine(path, trust=trust)
+    found = describe_engine(path, trust=trust, allow_host_code=allow_host_code)
     record, contents = found.record or {}, found.contents
     kernel, options = record.get("kernel"), record.get("options", {})
     values: dict[str, Any] = {"kind": "engine", "bytes": path.stat().st_size}

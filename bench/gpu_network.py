@@ -171,7 +171,7 @@ def _way_rows(
         on_device = float(np.median(device_times(queued, options)))
         share = work[verb] / (on_device / 1e3) / peak
         note = f"{on_device:.4g} ms on the device, {share:.0%} of the matrix product's rate"
-        facts = {"device_ms": on_device, "share_of_ceiling": float(share), "note": note}
+        facts: dict[str, Any] = {"device_ms": on_device, "share_of_ceiling": float(share), "note": note}
         yield Row.timed(f"{way.name}: {verb} {pixels(options.large)}", times, **facts)
     if not options.rehearsal:
         yield Row(f"{way.name}: peak memory of PyTorch", torch.cuda.max_memory_allocated() / 2**30, "GiB")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mgvq_export.bundle import Bundle
@@ -19,6 +21,12 @@ from mgvq_export.ops.cuda_kernel import kernel_architecture, kernel_source_sha25
 from mgvq_export.ops.trt_machine import Machine, find_machine
 from mgvq_export.ops.trt_plugin import register_plugin
 from mgvq_export.spec import Part
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ def build_engines(
     options: BuildOptions,
     *,
     progress: Callable[[BuildProgress], None] = lambda _: None,
+    finished: Callable[[Engine], None] = lambda _: None,
     cache: BuildCache | None = None,
 ) -> list[Engine]:
     """Build the engines of ``options`` into ``bundle``, or reuse those that are there: Check / Reuse / Build / Record.
@@ -94,6 +103,7 @@ def build_engines(
 
     Args:
         progress: called before each engine and at TensorRT's steps, from another thread.
+        finished: called after each engine, kept or built, once it is in the manifest.
         cache: where timing caches and build times are kept; the user's cache folder by default.
 
     Raises:
@@ -109,14 +119,19 @@ def build_engines(
     tasks = [_task(bundle, part, options, machine) for part in options.wanted_parts]
     if any(task.job.plugins for task in tasks):
         register_plugin(architecture=_architecture(machine))  # now: a missing compiler must not be found after an hour
-    engines = []
+    engines: list[Engine] = []
+
+    def add(engine: Engine) -> None:
+        engines.append(engine)
+        finished(engine)
+
     for index, (part, task) in enumerate(zip(options.wanted_parts, tasks, strict=True)):
         start = time.perf_counter()
         # Reuse
         record, reasons = find_engine(bundle, task.wanted)
         if record is not None:
             path = bundle.path / record["file"]
-            engines.append(Engine(part, path, record, True, (), time.perf_counter() - start))
+            add(Engine(part, path, record, True, (), time.perf_counter() - start))
             continue
         # Build
         estimate = cache.estimate(task.wanted)
@@ -137,7 +152,7 @@ def build_engines(
         _add_record(bundle, record)
         cache.keep_timings(machine, kernel, timings)
         cache.keep_time(task.wanted, seconds)
-        engines.append(Engine(part, path, record, False, tuple(reasons), seconds))
+        add(Engine(part, path, record, False, tuple(reasons), seconds))
     return engines
 
 
@@ -190,11 +205,27 @@ def _kernel(machine: Machine) -> dict[str, Any]:
 
 def _add_record(bundle: Bundle, record: Record) -> None:
     """Put ``record`` in the manifest in place of the one of the same file."""
-    # Read again: another build may have added engines to the same bundle meanwhile.
-    bundle.manifest = Bundle.open(bundle.path).manifest
-    others = [entry for entry in bundle.engines if entry.get("file") != record["file"]]
-    bundle.manifest["engines"] = [*others, record]
-    bundle.write_manifest()
+    with _locked(bundle.path):
+        # Read again: another build may have added engines to the same bundle meanwhile.
+        bundle.manifest = Bundle.open(bundle.path).manifest
+        others = [entry for entry in bundle.engines if entry.get("file") != record["file"]]
+        bundle.manifest["engines"] = [*others, record]
+        bundle.write_manifest()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Other builds wait here while one changes the manifest in ``folder``. The lock is on the folder: it leaves no file behind."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # file systems without locks, among them some of a network
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,13 +19,11 @@ from mgvq_export.runtime.pipeline import Pipeline, Progress, silent
 from mgvq_export.runtime.planner import Planner, Tiling, default_limit
 from mgvq_export.runtime.process_memory import resident_bytes, return_freed_memory
 from mgvq_export.runtime.tiling import TrunkPlan
-from mgvq_export.runtime.trt_engines import usable_engines
+from mgvq_export.runtime.trt_engines import missing_reason, usable_engines
 from mgvq_export.runtime.trt_pipeline import TensorRtPipeline
+from mgvq_export.runtime.trt_session import TensorRtOptions, TensorRtSession
 from mgvq_export.spec import TRUNKS, Part
 from mgvq_export.tokens import Tokens
-
-if TYPE_CHECKING:
-    from mgvq_export.runtime.trt_session import TensorRtOptions
 
 TENSORRT = "tensorrt"
 BACKENDS = ("auto", *PROVIDERS, TENSORRT)
@@ -32,7 +32,7 @@ BACKENDS = ("auto", *PROVIDERS, TENSORRT)
 class Tokenizer:
     """Encodes images to :class:`~mgvq_export.tokens.Tokens` and decodes them, with the graphs of a bundle.
 
-    A context manager; graphs are loaded when first used and dropped at the end. ::
+    A context manager; graphs are loaded when first used and dropped at the end, also of a tokenizer that is forgotten unclosed. ::
 
         with Tokenizer.open("bundle") as tokenizer:
             tokens = tokenizer.encode(image)
@@ -66,6 +66,7 @@ class Tokenizer:
         tile: int | tuple[int, int] | None = None,
         memory_limit: str | int | None = None,
         tensorrt: TensorRtOptions | None = None,
+        allow_host_code: bool = False,
     ) -> Tokenizer:
         """A tokenizer over ``bundle``.
 
@@ -80,8 +81,10 @@ class Tokenizer:
             tile: side of the windows in image pixels, or ``(height, width)``; chosen by the memory limit when None.
             memory_limit: for the whole process, such as ``6GiB``; when None, what the process holds and 80 % of what is free.
                 A limit given makes glibc return freed memory at once, in the whole process. With TensorRT it is for the memory that
-                this tokenizer takes on the GPU; when None, what is free there.
+                this tokenizer takes on the GPU; when None, 95 % of what is free there.
             tensorrt: how engines run, such as on which CUDA stream; used with TensorRT only.
+            allow_host_code: also run version-compatible engines. They run code inside the engine file on the host: only for engines
+                you trust.
 
         Raises:
             InputError: an unknown tiling, or a memory limit that is no size.
@@ -96,10 +99,13 @@ class Tokenizer:
             bundle.graph(precision, Part.QUANTIZER)  # names the precisions it has when this one is missing
         choice = Tiling.parse(tiling, tile, memory_limit)
         if backend == TENSORRT or (backend == "auto" and choice.mode != "blend"):
-            here = _engines_here(bundle, precision)
-            if here is not None or backend == TENSORRT:
-                here = here or _engine_precisions(bundle, precision)[0]  # the pipeline says why it does not run
-                pipeline = TensorRtPipeline(bundle, here, choice, tensorrt)
+            options = tensorrt or TensorRtOptions()
+            options = replace(options, allow_host_code=allow_host_code or options.allow_host_code)
+            here = _engines_here(bundle, precision, backend, options.allow_host_code)
+            if here is not None:
+                pipeline = TensorRtPipeline(bundle, here, choice, options)
+                # By the end of the process at the latest everything is given back, and a stream of the caller's may be gone by then.
+                weakref.finalize(pipeline, _close_session, pipeline.session).atexit = False
                 return cls(bundle, pipeline, backend=TENSORRT, precision=here, tiling=choice)
         precision = precision or ("fp32" if "fp32" in bundle.precisions else bundle.precisions[0])
         if backend == "auto":
@@ -191,15 +197,40 @@ class Tokenizer:
         return int(groups)
 
 
-def _engines_here(bundle: Bundle, precision: str | None) -> str | None:
-    """The precision (the one asked for, when one is) of which the bundle has engines that run on this machine, or None."""
-    if not bundle.engines:
+def _close_session(session: TensorRtSession) -> None:
+    with contextlib.suppress(MgvqError):  # nobody is left to be told
+        session.close()
+
+
+def _engines_here(bundle: Bundle, precision: str | None, backend: str, allow_host_code: bool) -> str | None:
+    """The precision (the one asked for, when one is) of which the bundle has engines that run on this machine.
+
+    ``auto`` gets None where there are none, or where those of the quantizer, without which nothing runs, do not run. Raises
+    :class:`BackendError`, saying why, when TensorRT was asked for by name and none run.
+    """
+    named = backend == TENSORRT
+    if not bundle.engines and not named:
         return None  # without looking for TensorRT
     try:
         machine = find_machine()
     except BackendError:
+        if named:
+            raise
         return None
-    return next((name for name in _engine_precisions(bundle, precision) if usable_engines(bundle, name, machine)), None)
+    names = _engine_precisions(bundle, precision)
+    usable = {name: usable_engines(bundle, name, machine, allow_host_code=allow_host_code) for name in names}
+    built = {(record.get("precision"), record.get("part")) for record in bundle.engines}
+    ends = (Part.QUANTIZER, Part.DEQUANTIZER)
+    whole = [name for name in names if usable[name] and all(part in usable[name] or (name, part) not in built for part in ends)]
+    if whole or not named:
+        return next(iter(whole), None)
+    some = [name for name in names if usable[name]]
+    if some:
+        return some[0]
+    nearest = next(
+        (name for name in names if usable_engines(bundle, name, machine, allow_host_code=True)), names[0]
+    )  # lacks but the permission
+    raise BackendError(missing_reason(bundle, nearest, machine, allow_host_code=allow_host_code))
 
 
 def _engine_precisions(bundle: Bundle, precision: str | None) -> list[str]:

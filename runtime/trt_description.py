@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgvq_export.bundle import Bundle
 from mgvq_export.errors import BackendError, InputError
 from mgvq_export.files import PathLike
 from mgvq_export.ops.trt_machine import find_machine, import_tensorrt
@@ -33,7 +32,7 @@ class EngineDescription:
     not_loaded: str = ""
 
 
-def describe_engine(path: PathLike, *, trust: bool = False) -> EngineDescription:
+def describe_engine(path: PathLike, *, trust: bool = False, allow_host_code: bool = False) -> EngineDescription:
     """The engine at ``path``.
 
     One in a bundle is described by the manifest, and by itself as well where TensorRT and its GPU are at hand. One outside a bundle can
@@ -41,6 +40,7 @@ def describe_engine(path: PathLike, *, trust: bool = False) -> EngineDescription
 
     Args:
         trust: load a file that lies in no bundle.
+        allow_host_code: load it although it runs code of its own on the host, as version-compatible engines do.
 
     Raises:
         InputError: no such file, or it lies outside a bundle and is not trusted.
@@ -56,13 +56,9 @@ def describe_engine(path: PathLike, *, trust: bool = False) -> EngineDescription
             raise InputError(
                 f"{path} lies in no bundle, so nothing says who made it, and loading an engine can run code: add --trust if you built it yourself"
             )
-        return EngineDescription(path, None, "yes", read_contents(load_engine(path, trust=True)))
+        return EngineDescription(path, None, "yes", read_contents(load_engine(path, trust=True, allow_host_code=allow_host_code)))
     bundle, record = found
     bundle.check_file(record)
-    return _of_bundle(path, bundle, record)
-
-
-def _of_bundle(path: Path, bundle: Bundle, record: Record) -> EngineDescription:
     try:
         machine = find_machine()
     except BackendError as error:
@@ -70,7 +66,7 @@ def _of_bundle(path: Path, bundle: Bundle, record: Record) -> EngineDescription:
     if problems := engine_problems(record, machine):
         return EngineDescription(path, record, f"no: {problems[0]}", not_loaded="it does not run here")
     try:
-        return EngineDescription(path, record, "yes", read_contents(load_engine(path)))
+        return EngineDescription(path, record, "yes", read_contents(load_engine(path, allow_host_code=allow_host_code)))
     except BackendError as error:
         return EngineDescription(path, record, f"no: {error}", not_loaded="loading it failed")
 

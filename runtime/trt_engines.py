@@ -6,6 +6,7 @@ first, what lies outside a bundle is loaded only when the user trusts it, and ho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from mgvq_export.bundle import MANIFEST, Bundle
+from mgvq_export.bundle import MANIFEST, Bundle, engine_sizes
 from mgvq_export.errors import BackendError, BundleError, InputError
 from mgvq_export.files import PathLike, unreadable
+from mgvq_export.ops.cuda_kernel import kernel_source_sha256
 from mgvq_export.ops.trt_machine import Machine, find_machine, import_tensorrt, process_logger, version_numbers
 from mgvq_export.runtime.cuda import OutOfDeviceMemory
-from mgvq_export.spec import Part
+from mgvq_export.spec import TRUNKS, Part
 
 #: An engine's entry in the manifest; its keys are described in ``mgvq_export.export.engine_cache``.
 Record = dict[str, Any]
@@ -27,6 +29,11 @@ Record = dict[str, Any]
 Shape = tuple[int, ...]
 
 _AMPERE = (8, 0)  # hardware-compatible engines run from here on
+_OTHER_GRAPHS = "it was built from other graphs than the bundle has now"
+_HOST_CODE = "it is version-compatible and so runs code of its own on the host"
+_PERMISSION = "if you trust whoever built it, give encode, decode, reconstruct, eval or inspect --allow-host-code (in Python allow_host_code=True)"
+#: What TensorRT and CUDA say when the GPU's memory does not suffice.
+_OUT_OF_MEMORY = re.compile("out of memory|OutOfMemory|could not be allocated", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -67,41 +74,89 @@ def engine_problems(record: Mapping[str, Any], machine: Machine) -> list[str]:
     return problems
 
 
-def usable_engines(bundle: Bundle, precision: str, machine: Machine) -> dict[Part, Record]:
-    """The engines of ``bundle`` that can run on ``machine`` and were built from the graphs it has now, by part.
+def usable_engines(bundle: Bundle, precision: str, machine: Machine, *, allow_host_code: bool = False) -> dict[Part, Record]:
+    """The engines of ``bundle`` that can run on ``machine`` and were built from what it and this release have now, by part.
 
-    Of several, one built on this very machine wins over a compatible one.
+    Of several, one without code of its own for the host wins, then one built on this very machine over a compatible one.
+
+    Args:
+        allow_host_code: take engines with code of their own for the host as well; loading them takes the permission again.
     """
-    found: dict[Part, Record] = {}
+    found: dict[Part, tuple[tuple[bool, bool], Record]] = {}
     for record in bundle.engines:
-        if record.get("precision") != precision or _is_stale(bundle, record) or engine_problems(record, machine):
+        if record.get("precision") != precision or _unusable(bundle, record, machine, allow_host_code):
             continue
-        part = Part(record["part"])
-        if part not in found or (record["gpu"], record["tensorrt"]) == (machine.gpu, machine.tensorrt):
-            found[part] = record
-    return found
+        part, here = Part(record["part"]), (record["gpu"], record["tensorrt"]) == (machine.gpu, machine.tensorrt)
+        rank = (not needs_host_code(record), here)
+        if part not in found or rank > found[part][0]:
+            found[part] = (rank, record)
+    return {part: record for part, (_, record) in found.items()}
 
 
-def missing_reason(bundle: Bundle, precision: str, machine: Machine) -> str:
-    """Why :func:`usable_engines` gives nothing, in one line with the remedy."""
-    remedy = f"build them here: mgvq-export build {bundle.path} --precision {precision} --shape HxW"
+def missing_reason(
+    bundle: Bundle, precision: str, machine: Machine, *, allow_host_code: bool = False, part: Part | None = None
+) -> str:
+    """Why :func:`usable_engines` gives nothing, or none of ``part``, in one line with the remedy."""
     records = [record for record in bundle.engines if record.get("precision") == precision]
     if not records:
         others = sorted({str(record.get("precision")) for record in bundle.engines} - {precision})
         there = f" (it has {', '.join(others)} ones)" if others else ""
-        return f"{bundle.path} has no {precision} TensorRT engines{there}; {remedy}"
-    problems = engine_problems(records[-1], machine) or ["it was built from other graphs than the bundle has now"]
-    return f"the {precision} TensorRT engines of {bundle.path} do not run here: of {records[-1]['part']}, {problems[0]}; {remedy}"
+        build = f"mgvq-export build {bundle.path} --precision {precision} --shape HxW"
+        return f"{bundle.path} has no {precision} TensorRT engines{there}; build them here: {build}"
+    record = [record for record in records if part is None or record.get("part") == part][-1]
+    problem = _unusable(bundle, record, machine, allow_host_code)
+    permission = ""
+    if problem == _HOST_CODE:
+        permission, record = f"{_PERMISSION}, or ", _without_host_code(record)
+    build = _build_all(bundle, record) if part is None else bundle.build_command(record)
+    return (
+        f"the {precision} TensorRT engines of {bundle.path} do not run here: of {record.get('part')}, {problem}; "
+        f"{permission}build them here: {build}"
+    )
 
 
-def _is_stale(bundle: Bundle, record: Record) -> bool:
-    """Whether the graph or its weights are no longer those the engine was built from."""
+def _unusable(bundle: Bundle, record: Record, machine: Machine, allow_host_code: bool) -> str:
+    """Why the engine of ``record`` is not to be run on ``machine``, in a plain sentence; empty when it is."""
+    for problem in engine_problems(record, machine):
+        return problem
     try:
         graph = bundle.graph(record["precision"], Part(record["part"]))
         weights = bundle.manifest["precisions"][record["precision"]]["weights"]
     except (BundleError, ValueError, KeyError):
-        return True
-    return (record.get("graph_sha256"), record.get("weights_sha256")) != (graph["sha256"], weights["sha256"])
+        return _OTHER_GRAPHS
+    if (record.get("graph_sha256"), record.get("weights_sha256")) != (graph["sha256"], weights["sha256"]):
+        return _OTHER_GRAPHS
+    kernel = record.get("kernel")
+    if kernel and kernel.get("source_sha256") != kernel_source_sha256():
+        return "the quantizer's GPU kernel inside it is not the one of this release"
+    return _HOST_CODE if needs_host_code(record) and not allow_host_code else ""
+
+
+def needs_host_code(record: Mapping[str, Any]) -> bool:
+    """Whether the engine of ``record`` runs code of its own on the host."""
+    return bool(record.get("options", {}).get("version_compatible"))
+
+
+def _without_host_code(record: Record) -> Record:
+    return record | {"options": record["options"] | {"version_compatible": False}}
+
+
+def _build_all(bundle: Bundle, like: Record) -> str:
+    """The command that builds what was built with the engine ``like``, in one piece or in windows, with its options."""
+    keys = ("precision", "gpu", "tensorrt")
+    together = {each.get("part"): each for each in bundle.engines if all(each.get(key) == like.get(key) for key in keys)}
+    try:
+        held = {part: engine_sizes(bundle.spec, each) for part, each in together.items()}
+    except (LookupError, TypeError, ValueError):  # the record of another release, or a damaged one
+        return bundle.build_command(like)
+    shapes = list(dict.fromkeys(size for part, sizes in held.items() if part not in TRUNKS for size, _ in sizes))
+    whole = [part for part in held if part in (Part.ENCODER, Part.DECODER)]
+    trunks = [part for part, sizes in held.items() if part in TRUNKS and len(sizes) == 1]
+    if not shapes or not (whole or trunks):
+        return bundle.build_command(like)
+    part = (whole or trunks)[0]
+    record = together[part] | {"options": like["options"]}  # the batch is of images, or of windows
+    return bundle.build_command(record, shapes=shapes, tile=None if whole else held[part][0][0])
 
 
 def find_record(path: PathLike) -> tuple[Bundle, Record] | None:
@@ -160,6 +215,7 @@ class EngineLoader:
         self.allow_host_code = allow_host_code
         self.trt = trt = import_tensorrt()
         self.errors = ErrorLog(trt)
+        self.errors.clear()  # the logger has those of whoever used TensorRT before
         try:
             self.runtime = runtime = trt.Runtime(process_logger(trt))
         except Exception as error:  # the bindings raise TypeError when the library gives no runtime
@@ -173,14 +229,14 @@ class EngineLoader:
     def load(self, bundle: Bundle, record: Record) -> LoadedEngine:
         """The engine of ``record``, once versions, GPU, permissions and bytes are found right."""
         name = f"{record.get('precision')}/{record.get('part')}"
-        remedy = f"build it again: mgvq-export build {bundle.path} --part {record.get('part')}"
+        remedy = f"build it again: {bundle.build_command(record)}"
         problems = engine_problems(record, self.machine)
         if problems:
             raise BackendError(f"the engine {name} cannot run here: {problems[0]}; {remedy}")
-        if record.get("options", {}).get("version_compatible") and not self.allow_host_code:
+        if needs_host_code(record) and not self.allow_host_code:
             raise BackendError(
-                f"the engine {name} is version-compatible and so runs host code of its own; allow host code if you trust it, or "
-                f"{remedy} without --version-compatible"
+                f"the engine {name} is not loaded: {_HOST_CODE}; {_PERMISSION}, or build it without: "
+                f"{bundle.build_command(_without_host_code(record))}"
             )
         loaded = self.deserialize(bundle.read_file(record), name, record)
         found = (loaded.inputs | loaded.outputs, loaded.engine.num_optimization_profiles)
@@ -241,20 +297,25 @@ class ErrorLog:
     def first(self, otherwise: str = "no reason given") -> str:
         """The first error on one line."""
         texts = [text for _, text in self.recorder.errors] + self._logger.errors
-        return " ".join((texts[0] if texts else otherwise).split())[:400]
+        return _one_line(texts[0] if texts else otherwise)
 
     def raise_first(self, what: str, remedy: str) -> None:
         """Raise what TensorRT reported: :class:`OutOfDeviceMemory` when that is the reason, else :class:`BackendError`."""
-        reason = self.first()
-        codes = [code for code, _ in self.recorder.errors]
+        reason, shortage = self.first(), self._shortage()
         self.clear()
-        if (
-            self._trt.ErrorCodeTRT.FAILED_ALLOCATION in codes
-            or "out of memory" in reason.lower()
-            or "outofmemory" in reason.lower()
-        ):
-            raise OutOfDeviceMemory(f"{what}: the GPU is out of memory ({reason}); close other programs that use it")
+        if shortage is not None:
+            raise OutOfDeviceMemory(f"{what}: the GPU is out of memory ({_one_line(shortage)}); close other programs that use it")
         raise BackendError(f"{what}: {reason}; {remedy}")
+
+    def _shortage(self) -> str | None:
+        """The error that says that memory ran out, which need not be the first."""
+        failed = self._trt.ErrorCodeTRT.FAILED_ALLOCATION
+        errors = self.recorder.errors + [(None, text) for text in self._logger.errors]
+        return next((text for code, text in errors if code == failed or _OUT_OF_MEMORY.search(text)), None)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:400]
 
 
 def _recorder(trt: Any) -> Any:
@@ -267,6 +328,8 @@ def _recorder(trt: Any) -> Any:
 
         def num_errors(self) -> int:
             return len(self.errors)
+
+        get_num_errors = num_errors  # the name that TensorRT's C++ code calls it by
 
         def get_error_code(self, index: int) -> Any:
             return self.errors[index][0]

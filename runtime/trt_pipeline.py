@@ -112,12 +112,13 @@ class TensorRtPipeline:
 
     def __init__(self, bundle: Bundle, precision: str, tiling: Tiling | None = None, options: TensorRtOptions | None = None):
         machine = find_machine()
-        records = usable_engines(bundle, precision, machine)
+        options = options or TensorRtOptions()
+        records = usable_engines(bundle, precision, machine, allow_host_code=options.allow_host_code)
         if not records:
-            raise BackendError(missing_reason(bundle, precision, machine))
+            raise BackendError(missing_reason(bundle, precision, machine, allow_host_code=options.allow_host_code))
         self.spec, self.limit = bundle.spec, (tiling or Tiling()).limit
         self.plans = EnginePlans(bundle, precision, records, tiling or Tiling())
-        self.session = TensorRtSession(bundle, records, machine, options or TensorRtOptions())
+        self.session = TensorRtSession(bundle, records, machine, options)
         self._lock = threading.Lock()
         self._crowded = False  # whether it was said that memory does not hold all that is run in turns
         self._chosen: dict[tuple[str, Size], TrunkPlan] = {}  # what was found to fit, and still holds its memory
@@ -361,7 +362,9 @@ class TensorRtPipeline:
             if NON_FINITE in stage.any_step.dtypes:
                 sizes[_FLAGS] += 4 * (1 if stage.tiles is None else len(stage.tiles.windows))
         if not sizes[_FLAGS]:
-            raise BackendError("the engines do not tell whether values are finite; build them again: mgvq-export build")
+            raise BackendError(
+                "the engines do not tell whether values are finite: they are of an earlier release; build them again with mgvq-export build"
+            )
         return sizes, [step for stage in stages for step in stage.steps.values()]
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mgvq_export.bundle import Bundle
+from mgvq_export.bundle import Bundle, engine_sizes, stride
 from mgvq_export.errors import BackendError, InputError
+from mgvq_export.ops.trt_machine import find_machine
 from mgvq_export.runtime.planner import Costs, Size, Tiling
 from mgvq_export.runtime.tiling import TilePlan, TrunkPlan
-from mgvq_export.runtime.trt_engines import Record, Shape
+from mgvq_export.runtime.trt_engines import Record, Shape, missing_reason
 from mgvq_export.spec import NETWORK_VALUES, ModelSpec, Part
 
 #: The value that enters each part, and the one that leaves it.
@@ -54,12 +55,6 @@ DECODE = Direction(
 )
 
 
-def stride(spec: ModelSpec, value: str) -> int:
-    """Image pixels per pixel of a value's map, along each axis."""
-    strides = {"image": 1, "inner_features": 2 ** (spec.inner_stage or 0), "features": spec.trunk_stride}
-    return strides.get(value, spec.downsample)
-
-
 def map_shape(value: str, batch: int, channels: int, size: Size) -> Shape:
     """The shape an engine gives a value whose map is of ``size``: images are [B, H, W, 3], all else [B, C, h, w]."""
     return (batch, *size, 3) if value == "image" else (batch, channels, *size)
@@ -73,13 +68,6 @@ def find_profile(record: Record, value: str, batch: int, size: Size) -> int | No
         if len(shape) == len(least) and all(low <= side <= high for low, side, high in zip(least, shape, most, strict=True)):
             return index
     return None
-
-
-def profile_sizes(record: Record, value: str) -> list[tuple[Size, int]]:
-    """The sizes (height, width) an engine holds, in pixels of its input's map, each with the largest batch."""
-    first = 1 if value == "image" else 2
-    shapes = [profile[value]["max"] for profile in record["profiles"]]
-    return [((shape[first], shape[first + 1]), shape[0]) for shape in shapes]
 
 
 @dataclass(frozen=True)
@@ -139,13 +127,12 @@ class EnginePlans:
         """The plans of one trunk part: for every window it was built for, all batches worth trying."""
         if part not in self.records:
             return
-        value = VALUES[part][0]
-        scale = stride(self.spec, value)
-        for window, most in dict.fromkeys(profile_sizes(self.records[part], value)):
-            if self.tiling.tile is not None and self.tiling.tile != (window[0] * scale, window[1] * scale):
+        scale = stride(self.spec, VALUES[part][0])
+        for window, most in dict.fromkeys(engine_sizes(self.spec, self.records[part])):
+            if self.tiling.tile not in (None, window):
                 continue
             try:
-                plan = self._plan(part, size, window, 1)
+                plan = self._plan(part, size, (window[0] // scale, window[1] // scale), 1)
             except InputError:  # larger than the image, or nothing left inside the halo
                 continue
             # As many together as the engine takes, in batches of about equal size; then fewer, for less memory.
@@ -193,14 +180,14 @@ class EnginePlans:
     def _too_large(self, direction: Direction, size: Size) -> BackendError:
         """The image fits in no engine: what they hold, and what to build."""
         height, width = size
+        if direction.quantizer not in self.records and any(
+            (record.get("precision"), record.get("part")) == (self.precision, direction.quantizer)
+            for record in self.bundle.engines
+        ):
+            return BackendError(missing_reason(self.bundle, self.precision, find_machine(), part=direction.quantizer))
         held = self._whole_sizes(direction)
-        windows = dict.fromkeys(
-            window
-            for part in (direction.trunk, *direction.cut)
-            if part in self.records
-            for window in self._in_pixels(part)
-            if window not in held
-        )
+        trunks = [part for part in (direction.trunk, *direction.cut) if part in self.records]
+        windows = dict.fromkeys(window for part in trunks for window in self._in_pixels(part) if window not in held)
         have = [f"images of {_listed(held)}"] if held else []
         have += [f"windows of {_listed(list(windows))}"] if windows else []
         asked = ""
@@ -208,12 +195,15 @@ class EnginePlans:
             asked = f" in windows of {_listed([self.tiling.tile])}"
         elif self.tiling.mode == "off":
             asked = " in one piece"
+        tile = None if self.tiling.mode == "off" else self.tiling.tile or next(iter(windows), None)
+        # As it was built so far: the batch is of windows where there are some, else of images.
+        like = [part for part in trunks if tile in self._in_pixels(part)] + (trunks if tile else [])
+        like += [direction.quantizer, direction.whole, direction.head, *self.records]
+        record = next(self.records[part] for part in like if part in self.records)
+        if tile is not None:
+            tile = (_whole_cells(tile[0], self.spec.trunk_stride), _whole_cells(tile[1], self.spec.trunk_stride))
         # All sizes in one command: building an engine anew replaces the sizes it had.
-        shapes = "".join(f" --shape {each[0]}x{each[1]}" for each in dict.fromkeys([*held, size]))
-        tile = self.tiling.tile or next(iter(windows), None)
-        build = f"mgvq-export build {self.bundle.path} --precision {self.precision}{shapes}"
-        if tile is not None and self.tiling.mode != "off":
-            build += f" --tile {tile[0]}x{tile[1]}"
+        build = self.bundle.build_command(record, shapes=list(dict.fromkeys([*held, size])), tile=tile)
         return BackendError(
             f"no TensorRT engines here {direction.verb} an image of height x width {height}x{width}{asked}; "
             f"they hold {' and '.join(have) or 'nothing of use'}: {build}, or choose another --backend"
@@ -226,14 +216,16 @@ class EnginePlans:
         return [size for size in sizes if self._holds(direction.quantizer, size)]
 
     def _in_pixels(self, part: Part) -> list[Size]:
-        value = VALUES[part][0]
-        scale = stride(self.spec, value)
-        return [(size[0] * scale, size[1] * scale) for size, _ in profile_sizes(self.records[part], value)]
+        return [size for size, _ in engine_sizes(self.spec, self.records[part])]
 
 
 def _footprint(plan: TrunkPlan) -> int:
     """Image pixels that run together, at most."""
     return max(tiles.window[0] * tiles.window[1] * tiles.scale**2 * tiles.batch for _, tiles in plan.steps)
+
+
+def _whole_cells(side: int, stride: int) -> int:
+    return -(-side // stride) * stride
 
 
 def _listed(sizes: Sequence[Size]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checks import assert_refused, one_line
+from click import Context
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -46,6 +47,21 @@ def test_every_command_has_help_and_is_in_the_readme(command: str) -> None:
     assert "--debug" in result.output
     assert command in [name for names in SECTIONS.values() for name in names], "no section of --help lists it"
     assert f"`{command}" in (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "reconstruct", "inspect"])
+def test_host_code_is_off_unless_it_is_asked_for(command: str) -> None:
+    (option,) = (each for each in main.commands[command].params if each.name == "allow_host_code")
+    assert option.opts == ["--allow-host-code"] and option.get_default(Context(main.commands[command])) is False
+    assert "only for engines you trust" in " ".join(succeed(command, "--help").output.split())
+
+
+def test_help_says_what_the_memory_limit_is_by_default() -> None:
+    from mgvq_export.runtime.planner import SHARE_OF_FREE
+    from mgvq_export.runtime.trt_pipeline import SHARE_OF_FREE as SHARE_OF_GPU
+
+    said = " ".join(succeed("encode", "--help").output.split())
+    assert f"{SHARE_OF_FREE * 100:.0f} % of what is free, of the GPU's {SHARE_OF_GPU * 100:.0f} %" in said
 
 
 def test_models() -> None:

@@ -132,6 +132,44 @@ def test_the_command(path, tmp_path, no_tensorrt):
     assert refused.exit_code == 2 and "--trust" in refused.output and len(refused.output.strip().splitlines()) == 1
 
 
+@pytest.fixture
+def with_code(bundle):
+    """Engines that run code of their own on the host."""
+    for record in bundle.engines:
+        record["options"]["version_compatible"] = True
+    bundle.write_manifest()
+
+
+def test_host_code_only_when_it_is_allowed(bundle, path, tmp_path, with_code, inspectable):
+    values = describe(str(path)).values
+    assert "--allow-host-code" in values["runs here"] and values["layers"].startswith("not listed")
+    assert "deserialize_cuda_engine" not in inspectable.gpu.calls
+    allowed = CliRunner().invoke(main, ["inspect", str(path), "--allow-host-code", "--json"])
+    assert json.loads(allowed.stdout)["runs here"] == "yes" and json.loads(allowed.stdout)["layers"] == 2
+    shutil.copy(path, tmp_path / "alone.engine")
+    seen = []
+    runtime = inspectable.trt.Runtime
+
+    def watched(logger):
+        seen.append(runtime(logger))
+        return seen[-1]
+
+    inspectable.trt.Runtime = watched
+    assert describe(str(tmp_path / "alone.engine"), trust=True, allow_host_code=True).values["layers"] == 2
+    assert seen[-1].engine_host_code_allowed
+    with pytest.raises(InputError, match="--trust"):
+        describe(str(tmp_path / "alone.engine"), allow_host_code=True)
+
+
+def test_allowed_host_code_changes_nothing_else(bundle, path, with_code, inspectable, monkeypatch):
+    monkeypatch.setattr(fake_gpu.Engine, "get_tensor_location", lambda self, name: fake_gpu.TensorLocation.HOST)
+    values = describe(str(path), allow_host_code=True).values
+    assert "in host memory" in values["runs here"] and values["layers"].startswith("not listed")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert describe(str(path), allow_host_code=True).values["runs here"].startswith("unknown: ")
+
+
 @pytest.mark.parametrize(
     ("text", "layers", "plugins"),
     [

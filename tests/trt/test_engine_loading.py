@@ -1,15 +1,22 @@
 """Which engines are loaded, and what is refused before a byte of them reaches TensorRT."""
 
+import gc
 import re
+import shlex
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
 from mgvq_export import Tokenizer
 from mgvq_export.bundle import Bundle
+from mgvq_export.cli import main
 from mgvq_export.errors import BackendError, BundleError, InputError
+from mgvq_export.export import engines
 from mgvq_export.export.engine_options import BuildOptions
 from mgvq_export.ops.trt_machine import Machine
 from mgvq_export.runtime import tokenizer as tokenizer_module
@@ -19,6 +26,8 @@ from mgvq_export.spec import Part
 
 HERE = Machine("11.4.0.106", "NVIDIA H200", "9.0")
 WHOLE = BuildOptions(precision="fp32", shapes=((32, 48),))
+HALF = BuildOptions(precision="fp16", shapes=((32, 48),))
+TILED = BuildOptions(precision="fp32", shapes=((160, 224),), tile=(112, 112), batch=3, builder_level=5, detailed=True)
 
 
 @pytest.fixture
@@ -47,9 +56,22 @@ def encode(bundle, **keywords):
         return tokenizer.encode(np.zeros((32, 48, 3), np.uint8))
 
 
-def change(bundle, **values):
-    """Change every engine's record."""
+def asked_for(error, monkeypatch):
+    """The options that the build command in an error asks for."""
+    seen = []
+    (command,) = re.findall(r"mgvq-export (build .*?)(?:, or choose .*)?$", one_line(error))
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "build_engines", lambda bundle, options, **_: seen.append(options))
+        result = CliRunner().invoke(main, shlex.split(command))
+    assert result.exit_code == 0, result.output
+    return seen[0]
+
+
+def change(bundle, precision=None, **values):
+    """Change every engine's record, or those of one precision."""
     for record in bundle.engines:
+        if precision not in (None, record["precision"]):
+            continue
         for key, value in values.items():
             if key in record:
                 record[key] = value
@@ -89,11 +111,15 @@ def test_hardware_compatible_engines_need_ampere():
 def test_an_engine_of_this_very_machine_wins_over_a_compatible_one(bundle):
     own = next(record for record in bundle.engines if record["part"] == "encoder")
     other = own | {"gpu": "NVIDIA L4", "options": own["options"] | {"hardware_compatible": True}, "file": "other"}
-    for engines in ([own, other], [other, own]):
-        bundle.manifest["engines"] = engines
+    for records in ([own, other], [other, own]):
+        bundle.manifest["engines"] = records
         assert usable_engines(bundle, "fp32", HERE) == {Part.ENCODER: own}
     bundle.manifest["engines"] = [other]
     assert usable_engines(bundle, "fp32", HERE) == {Part.ENCODER: other}
+    with_code = own | {"options": own["options"] | {"version_compatible": True}}
+    for records in ([with_code, other], [other, with_code]):  # code is not run where another engine does
+        bundle.manifest["engines"] = records
+        assert usable_engines(bundle, "fp32", HERE) == {Part.ENCODER: other}
 
 
 @pytest.mark.parametrize(
@@ -161,6 +187,62 @@ def test_tensorrt_that_does_not_start(bundle, fake):
     with pytest.raises(BackendError, match="TensorRT does not start .*nvidia-smi") as error:
         open_engines(bundle)
     one_line(error)
+
+
+@pytest.mark.parametrize("options", [WHOLE, TILED], ids=["in one piece", "in windows"])
+def test_the_remedy_builds_all_of_it_with_the_same_options(engine_bundle, fake, tmp_path, monkeypatch, options):
+    fake()
+    shutil.copytree(engine_bundle(options).path, tmp_path / "my bundle")
+    bundle = Bundle.open(tmp_path / "my bundle")
+    change(bundle, gpu="NVIDIA L4")
+    with pytest.raises(BackendError, match="built on NVIDIA L4") as error:
+        open_engines(bundle)
+    assert asked_for(error, monkeypatch) == options
+
+
+def test_the_remedy_for_one_engine(bundle, fake, monkeypatch):
+    fake()
+    change(bundle, gpu="NVIDIA L4")
+    with pytest.raises(BackendError, match="the engine fp32/encoder cannot run here") as error:
+        load_engine(engine_path(bundle, "encoder"))
+    assert asked_for(error, monkeypatch) == BuildOptions(precision="fp32", parts=(Part.ENCODER,), shapes=WHOLE.shapes)
+
+
+def test_the_remedy_for_an_image_no_engine_holds(engine_bundle, fake, monkeypatch):
+    fake()
+    whole = BuildOptions(precision="fp32", shapes=((32, 48),), batch=2, builder_level=1, hardware_compatible=True)
+    for options, tile in ((whole, None), (TILED, (112, 112))):
+        with (
+            open_engines(engine_bundle(options)) as tokenizer,
+            pytest.raises(BackendError, match="no TensorRT engines here encode an image") as error,
+        ):
+            tokenizer.encode_plan(60, 96)
+        assert asked_for(error, monkeypatch) == replace(options, shapes=(*options.shapes, (64, 96)), tile=tile)
+    with (
+        open_engines(engine_bundle(TILED), tile=(100, 112)) as tokenizer,
+        pytest.raises(BackendError, match="in windows of 100x112") as error,
+    ):
+        tokenizer.encode_plan(160, 224)
+    assert asked_for(error, monkeypatch).tile == (104, 112)  # what trunks can be built for
+
+
+# ---- the kernel inside
+
+
+def test_engines_with_another_kernel_are_refused(bundle, fake, monkeypatch):
+    """Only the quantizer holds it: the other engines still run."""
+    fake()
+    (quantizer,) = (record for record in bundle.engines if record["kernel"])
+    quantizer["kernel"]["source_sha256"] = "0" * 64
+    bundle.write_manifest()
+    with open_engines(bundle) as tokenizer:
+        with pytest.raises(BackendError, match="of quantizer, the quantizer's GPU kernel inside it is not the one") as error:
+            tokenizer.encode(np.zeros((32, 48, 3), np.uint8))
+        assert tokenizer.decode_plan(32, 48)
+    assert asked_for(error, monkeypatch) == BuildOptions(precision="fp32", parts=(Part.QUANTIZER,), shapes=WHOLE.shapes)
+    with Tokenizer.open(bundle) as tokenizer:
+        assert tokenizer.backend.startswith("ort-")
+        assert tokenizer.encode(np.zeros((32, 48, 3), np.uint8))
 
 
 # ---- bytes
@@ -245,13 +327,18 @@ def test_engines_in_a_bundle_are_compared_with_their_record(bundle, fake):
         load_engine(stray)
 
 
-def test_host_code_stays_off_unless_it_is_asked_for(bundle, fake):
+def test_host_code_stays_off_unless_it_is_asked_for(bundle, fake, monkeypatch):
     change(bundle, version_compatible=True)
     gpu = fake().gpu
-    with pytest.raises(BackendError, match="runs host code of its own; allow host code if you trust it") as error:
-        encode(bundle)
-    assert one_line(error) and "deserialize_cuda_engine" not in gpu.calls
+    with pytest.raises(BackendError, match="runs code of its own on the host; if you trust .* give .* --allow-host-code") as error:
+        open_engines(bundle)
+    assert asked_for(error, monkeypatch) == WHOLE
+    with pytest.raises(BackendError, match="fp32/encoder is not loaded: .* give --allow-host-code") as error:
+        load_engine(engine_path(bundle, "encoder"))
+    assert asked_for(error, monkeypatch) == BuildOptions(precision="fp32", parts=(Part.ENCODER,), shapes=WHOLE.shapes)
+    assert "deserialize_cuda_engine" not in gpu.calls
     encode(bundle, tensorrt=TensorRtOptions(allow_host_code=True))
+    encode(bundle, tensorrt=TensorRtOptions(cuda_graphs=False), allow_host_code=True)
     assert not EngineLoader(HERE).runtime.engine_host_code_allowed
     assert EngineLoader(HERE, allow_host_code=True).runtime.engine_host_code_allowed
 
@@ -273,19 +360,37 @@ def test_auto_takes_engines_that_run_here(bundle, engine_bundle, fake):
     fake()
     with Tokenizer.open(bundle) as tokenizer:
         assert (tokenizer.backend, tokenizer.precision) == ("tensorrt", "fp32")
-    both = engine_bundle(WHOLE, BuildOptions(precision="fp16", shapes=((32, 48),)))
+    both = engine_bundle(WHOLE, HALF)
     with Tokenizer.open(both) as tokenizer:
         assert (tokenizer.backend, tokenizer.precision) == ("tensorrt", "fp16")
     with Tokenizer.open(both, precision="fp32") as tokenizer:
         assert (tokenizer.backend, tokenizer.precision) == ("tensorrt", "fp32")
 
 
-@pytest.mark.parametrize("why", ["another GPU", "another precision", "no TensorRT", "blend"])
+def test_engines_that_need_host_code_are_passed_over(engine_bundle, fake, tmp_path):
+    fake()
+    shutil.copytree(engine_bundle(WHOLE, HALF).path, tmp_path / "both")
+    bundle = Bundle.open(tmp_path / "both")
+    change(bundle, precision="fp16", version_compatible=True)
+    for backend in ("auto", "tensorrt"):
+        with Tokenizer.open(bundle, backend=backend) as tokenizer:
+            assert (tokenizer.backend, tokenizer.precision) == ("tensorrt", "fp32")
+        with Tokenizer.open(bundle, backend=backend, allow_host_code=True) as tokenizer:
+            assert (tokenizer.backend, tokenizer.precision) == ("tensorrt", "fp16")
+    with Tokenizer.open(bundle, precision="fp16") as tokenizer:
+        assert (tokenizer.backend, tokenizer.precision) == ("ort-cpu", "fp16")
+    with pytest.raises(BackendError, match="the fp16 TensorRT engines .* --allow-host-code"):
+        Tokenizer.open(bundle, backend="tensorrt", precision="fp16")
+
+
+@pytest.mark.parametrize("why", ["another GPU", "another precision", "no TensorRT", "blend", "host code"])
 def test_auto_takes_onnx_runtime_otherwise(bundle, fake, monkeypatch, why):
     fake()
     options = {"another precision": {"precision": "fp16"}, "blend": {"tiling": "blend"}}.get(why, {})
     if why == "another GPU":
         change(bundle, gpu="NVIDIA L4")
+    if why == "host code":
+        change(bundle, version_compatible=True)
     if why == "no TensorRT":
 
         def missing():
@@ -303,12 +408,38 @@ def test_a_bundle_without_engines_does_not_look_for_tensorrt(tiny_bundle, monkey
         assert tokenizer.backend.startswith("ort-")
 
 
+@pytest.mark.parametrize("verb", ["encode", "reconstruct"])
+def test_the_command_line_allows_host_code(bundle, fake, tmp_path, verb):
+    change(bundle, version_compatible=True)
+    gpu = fake().gpu
+    Image.new("RGB", (48, 32)).save(tmp_path / "photo.png")
+    arguments = [verb, str(bundle.path), str(tmp_path / "photo.png"), "-o", str(tmp_path / "out")]
+    refused = CliRunner().invoke(main, [*arguments, "--backend", "tensorrt"])
+    assert refused.exit_code == 2 and refused.stderr.count("\n") == 1 and "--allow-host-code" in refused.stderr
+    assert "deserialize_cuda_engine" not in gpu.calls
+    allowed = CliRunner().invoke(main, [*arguments, "--allow-host-code"])
+    assert allowed.exit_code == 0 and "execute_async_v3" in gpu.calls, allowed.output
+
+
+def test_a_forgotten_tokenizer_gives_everything_back(bundle, fake):
+    gpu = fake().gpu
+    tokenizer = open_engines(bundle)
+    tokenizer.encode(np.zeros((32, 48, 3), np.uint8))
+    assert {"device", "pinned", "streams", "contexts"} <= set(gpu.leaks())
+    tokenizer.close()
+    tokenizer = open_engines(bundle)
+    tokenizer.encode(np.zeros((32, 48, 3), np.uint8))
+    pipeline = tokenizer.pipeline
+    del tokenizer
+    gc.collect()
+    assert gpu.leaks() != {}, "whoever keeps the pipeline may go on"
+    gpu.fail_at = len(gpu.calls)  # nobody hears of it
+    del pipeline
+    gc.collect()
+    assert gpu.leaks() == {}
+
+
 def test_the_command_line_encodes_and_decodes(bundle, fake, tmp_path, monkeypatch):
-    from click.testing import CliRunner
-    from PIL import Image
-
-    from mgvq_export.cli import main
-
     gpu = fake().gpu
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
     out = tmp_path / "out"

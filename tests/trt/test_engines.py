@@ -3,9 +3,12 @@
 import _thread
 import json
 import re
+import shlex
 import shutil
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import fake_tensorrt as fake
@@ -452,11 +455,125 @@ def test_another_build_of_the_same_bundle_loses_nothing(bundle, cache, trt):
     assert [record["part"] for record in Bundle.open(bundle.path).engines] == ["encoder", "quantizer"]
 
 
+def test_builds_at_the_same_time_lose_no_record(bundle, monkeypatch):
+    """Both read the manifest before either writes it, unless one waits for the other."""
+    both_have_read = threading.Barrier(2, timeout=0.5)
+    opened = Bundle.open
+
+    def slow(path):
+        found = opened(path)
+        with suppress(threading.BrokenBarrierError):
+            both_have_read.wait()
+        return found
+
+    bundles = [opened(bundle.path) for _ in range(2)]
+    monkeypatch.setattr(Bundle, "open", slow)
+    threads = [
+        threading.Thread(target=engines._add_record, args=(each, {"file": f"engines/{index}"}))
+        for index, each in enumerate(bundles)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(record["file"] for record in opened(bundle.path).engines) == ["engines/0", "engines/1"]
+    assert sorted(path.name for path in bundle.path.iterdir() if path.is_file()) == ["manifest.json"]
+
+
+def test_without_locks_builds_still_record(bundle, cache, trt, monkeypatch):
+    monkeypatch.setattr(engines, "fcntl", None)
+    build(bundle, cache)
+    assert len(Bundle.open(bundle.path).engines) == 1
+
+
 # ---- the command
 
 
 def run(*arguments):
     return CliRunner().invoke(main, ["build", *map(str, arguments)])
+
+
+def parsed(command: str, monkeypatch) -> BuildOptions:
+    """What a printed command asks the builder for."""
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "build_engines", lambda bundle, options, **_: seen.append(options))
+        program, verb, *arguments = shlex.split(command)
+        assert (program, verb) == ("mgvq-export", "build")
+        result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return seen[0]
+
+
+SEVERAL = ((64, 96), (32, 48))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BuildOptions(precision="fp32", shapes=SEVERAL, parts=(Part.ENCODER,)),
+        BuildOptions(shapes=SEVERAL, parts=(Part.QUANTIZER,), batch=3, builder_level=5, workspace=2**30 + 1),
+        BuildOptions(shapes=SHAPES, parts=(Part.DEQUANTIZER,), version_compatible=True, hardware_compatible=True, detailed=True),
+        BuildOptions(shapes=SHAPES, parts=(Part.DECODER_HEAD,), builder_level=0),
+        BuildOptions(shapes=SEVERAL, parts=(Part.ENCODER_TRUNK,), batch=2),
+        BuildOptions(tile=(40, 48), parts=(Part.ENCODER_TRUNK,), batch=4),
+        BuildOptions(tile=(40, 48), parts=(Part.DECODER_TRUNK,)),
+        BuildOptions(tile=(40, 48), parts=(Part.DECODER_TRUNK_FINE,), batch=2),
+    ],
+    ids=lambda options: str(options.parts[0]),
+)
+def test_the_command_that_builds_an_engine_again(bundle, cache, trt, monkeypatch, options):
+    (engine,) = build(bundle, cache, options)
+    engine.path.write_bytes(b"")
+    with pytest.raises(BundleError, match="instead of 12; build it again: mgvq-export build") as error:
+        Bundle.open(bundle.path).check_all()
+    command = one_line(error).split("build it again: ")[1]
+    assert parsed(command, monkeypatch) == options
+    engine.path.unlink()
+    with pytest.raises(BundleError, match="cannot be read; the bundle is incomplete: build it again") as error:
+        bundle.read_file(engine.record)
+    assert one_line(error).endswith(command)
+
+
+def test_the_command_quotes_and_takes_records_it_cannot_read(bundle, monkeypatch, tmp_path):
+    moved = Bundle.open(shutil.move(bundle.path, tmp_path / "my bundle"))
+    for record in ({}, {"precision": "fp32"}, {"part": "no such part", "precision": "fp32", "profiles": [], "options": {}}):
+        command = moved.build_command(record)
+        assert shlex.split(command)[2:3] == [str(moved.path)] and command.endswith("--shape HxW")
+        assert ("--precision fp32" in command) == bool(record)
+
+
+def test_a_line_per_engine_as_it_is_finished(bundle, trt, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = (bundle.path, "--shape", "64x96", "--part", "encoder", "--part", "quantizer")
+    trt.failure = "inlined"  # hurts the quantizer only
+    failed = run(*arguments)
+    assert failed.exit_code == 2 and failed.stderr.count("\n") == 1
+    assert re.fullmatch(r".*/encoder\.engine  12 B  \d+\.\d\d s\n", failed.stdout)
+    as_json = run(*arguments, "--json")
+    assert as_json.exit_code == 2 and as_json.stdout == ""
+    trt.failure = ""
+    assert [fact["reused"] for fact in json.loads(run(*arguments, "--json").stdout)] == [True, False]
+
+
+def test_finished_is_called_after_each_engine(bundle, cache, trt):
+    seen = []
+
+    def finished(engine):
+        recorded = {record["part"] for record in Bundle.open(bundle.path).engines}
+        seen.append((str(engine.part), engine.reused, recorded))
+
+    build(bundle, cache)
+    options = BuildOptions(shapes=SHAPES, parts=(Part.QUANTIZER, Part.ENCODER))
+    build(bundle, cache, options, finished=finished)
+    assert seen == [("quantizer", True, {"quantizer"}), ("encoder", False, {"quantizer", "encoder"})]
+
+
+@pytest.mark.parametrize("size", ["foo", "0", ""])
+def test_a_workspace_that_is_no_size(bundle, size):
+    result = run(bundle.path, "--shape", "64x96", "--workspace", size)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert f"workspace is {size!r}; wanted the largest scratch memory" in result.stderr
 
 
 def test_the_command_builds_and_keeps(bundle, trt, monkeypatch, tmp_path):
