@@ -64,6 +64,7 @@ def verify(bundle: Path, images: tuple[Path, ...], bisect: bool, as_json: bool, 
     click.option("--root", type=click.Path(path_type=Path), help="Folder of a JSON list's paths. [default: the list's own]"),
     click.option("--dataset", "declared", help="The benchmark DATASET is: imagenet-val or uhdbench. [default: none]"),
     MAX_PIXELS,
+    resumes=True,
 )
 def eval(bundle: Path, dataset: Path, output: Path, as_json: bool, debug: bool, **options: Any) -> None:
     """Reconstruct the images of DATASET (a folder or a JSON list) and measure: PSNR, SSIM, LPIPS, rFID, use of the codebook.
@@ -191,9 +192,11 @@ def compare(before: Path, after: Path, threshold: float, force: bool, as_json: b
         "--held-out",
         multiple=True,
         type=click.Path(path_type=Path),
-        help="Image or folder to measure on. [default: sample photos]",
+        help="Image or folder to measure on; may be repeated. [default: sample photos]",
     ),
-    click.option("--windows", type=int, default=64, show_default=True, help="Windows that ranges are taken from."),
+    click.option(
+        "--windows", type=int, default=64, show_default=True, help="Windows, squares cut from IMAGES, that ranges are taken from."
+    ),
     click.option("--window-size", type=int, default=256, show_default=True, help="Their side in pixels."),
     click.option("--search-windows", type=int, default=8, show_default=True, help="How many of them plans are measured on."),
     click.option(
@@ -205,8 +208,11 @@ def compare(before: Path, after: Path, threshold: float, force: bool, as_json: b
     ),
     click.option("--name", help="Of the plan, and of its folder in a bundle. [default: the precision]"),
     click.option(
-        "--report-dir", type=click.Path(path_type=Path, file_okay=False), help="Report, plots, state. [default: beside the plan]"
+        "--report-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Report, plots, state of an interrupted run. [default: <plan>-report beside the plan]",
     ),
+    resumes=True,
 )
 def calibrate(bundle: Path, images: tuple[Path, ...], output: Path, as_json: bool, debug: bool, **options: Any) -> None:
     """Choose a precision for every node by measuring on IMAGES (files and folders), and write the plan.
@@ -215,7 +221,8 @@ def calibrate(bundle: Path, images: tuple[Path, ...], output: Path, as_json: boo
     mgvq-export calibrate bundle photos -o int8.json --min-psnr 45
     mgvq-export export checkpoint.pt -o bundle-int8 --precision fp32 --plan int8.json
 
-    An interrupted run goes on where it stopped.
+    Exit code 1: the plan misses its budgets on the held-out images; it is written all the same. Run the same command again to go
+    on with a calibration that was stopped.
     """
     from mgvq_export.calibration.report import run as run_calibration
 

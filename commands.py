@@ -34,7 +34,14 @@ EXTRAS = {
 
 
 class Verb(click.Command):
-    """A command whose errors are one line: exit code 2 for bad input, 1 for a failed check, 3 for a bug."""
+    """A command whose errors are one line: exit code 2 for bad input, 1 for a failed check, 3 for a bug.
+
+    ``resumes``: the same command, given again, goes on where it was interrupted.
+    """
+
+    def __init__(self, *args: Any, resumes: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.resumes = resumes
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -42,7 +49,8 @@ class Verb(click.Command):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            click.echo("interrupted; nothing half-written is left", err=True)
+            go_on = "; run the same command again to go on" if self.resumes else ""
+            click.echo(f"interrupted; nothing half-written is left{go_on}", err=True)
             ctx.exit(130)
         except Exception as error:
             if ctx.params.get("debug"):
@@ -93,15 +101,18 @@ def main() -> None:
     """
 
 
-def verb(*options: Callable, group: click.Group | None = None) -> Callable:
-    """A command of ``group`` (of the program when None) with ``options`` and, last, ``--json`` and ``--debug``."""
+def verb(*options: Callable, group: click.Group | None = None, resumes: bool = False) -> Callable:
+    """A command of ``group`` (of the program when None) with ``options`` and, last, ``--json`` and ``--debug``.
+
+    ``resumes``: as in :class:`Verb`.
+    """
 
     def decorate(function: Callable) -> click.Command:
         debug = click.option("--debug", is_flag=True, expose_value=True, help="Show tracebacks.")
         as_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON on standard output.")
         for option in (debug, as_json, *reversed(options)):
             function = option(function)
-        return (group or main).command(cls=Verb)(function)
+        return (group or main).command(cls=Verb, resumes=resumes)(function)
 
     return decorate
 

@@ -74,7 +74,7 @@ def describe(target: str, *, trust: bool = False, allow_host_code: bool = False)
 def _plan(plan: PrecisionPlan) -> dict[str, Any]:
     named = ", ".join(f"{count} {precision}" for precision, count in plan.counts().items())
     budgets = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in vars(plan.budgets).items() if value is not None)
-    images = plan.calibration.get("images", [])
+    images = plan.calibration.get("images")  # for people: a plan made by hand may hold anything there
     return {
         "name": plan.name,
         "base": plan.base,
@@ -82,7 +82,7 @@ def _plan(plan: PrecisionPlan) -> dict[str, Any]:
         **{side: f"{kind} (experimental)" if (kind := plan.kind(side)) == "fp8" else kind for side in ("encoder", "decoder")},
         "made for": plan.made_for.model or "-",
         "budgets": budgets or "-",
-        "calibrated on": f"{len(images)} images" if images else "-",
+        "calibrated on": f"{len(images)} images" if images and isinstance(images, list) else "-",
     }
 
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -123,9 +124,12 @@ class Budgets:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and not _is_number(value):
-                raise InputError(f"budget {name} is {value!r}; wanted a number or null")
+                raise InputError(f"budget {name} is {value!r}; wanted a finite number, or null to ask for nothing")
         if self.min_code_agreement is not None and not 0 <= self.min_code_agreement <= 1:
             raise InputError(f"budget min_code_agreement is {self.min_code_agreement}; wanted a share, 0 to 1")
+        # A negative max_psnr_drop asks for a gain; a PSNR below 0 would allow errors larger than the pixels themselves.
+        if self.min_psnr is not None and self.min_psnr < 0:
+            raise InputError(f"budget min_psnr is {self.min_psnr}; wanted dB, 0 or more")
 
     def tightened(self, margin: float) -> Budgets:
         """Budgets that allow ``1 - margin`` of the loss: of codes that change, of squared error, of dB lost. ``margin``: 0 to below 1."""
@@ -166,6 +170,14 @@ class PrecisionPlan:
             raise InputError(f"a plan cannot be called {self.name}, which has a meaning of its own in a bundle; rename it")
         if self.base not in FLOATS:
             raise InputError(f"the plan's base is {self.base!r}; choose {', '.join(FLOATS)}")
+        for name in self.nodes:
+            # Names stand in errors of one line and in tables.
+            if not name.isprintable():
+                raise InputError(f"a node is called {name!r}; wanted a name without line breaks and control characters")
+        if self.name == "fp16" and self.kind() in LARGEST:
+            raise InputError(
+                f"a plan with {self.kind()} nodes cannot be called fp16: --precision fp16 would run it; rename it, such as {self.kind()}"
+            )
 
     def kind(self, side: str | None = None) -> str:
         """The lowest precision it uses: ``int8`` or ``fp8`` if any node is quantized, else its base.
@@ -245,10 +257,14 @@ class PrecisionPlan:
         """The plan in the JSON file ``path``. Raises :class:`InputError` when it cannot be read or contradicts itself."""
         path = Path(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(
+                path.read_text(encoding="utf-8"), object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite
+            )
         except OSError as error:
             raise unreadable(path, error) from error
-        except ValueError as error:
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        except (ValueError, RecursionError) as error:  # RecursionError: nested thousands deep
             raise InputError(
                 f"{path} is no valid JSON: {' '.join(str(error).split())}; give a plan that calibrate wrote"
             ) from error
@@ -271,20 +287,38 @@ def _node(name: str, entry: Any) -> NodePlan:
         weight_scales = values.get("weight_scales") or []
         if not isinstance(weight_scales, list):
             raise InputError(f"weight_scales is {weight_scales!r}; wanted a list, empty to take them from the weights")
-        # JSON has text as keys only.
+        # JSON has text as keys only. "00" stays text and is refused: as a number it would hide "0".
         positions: dict[Any, Any] = {
-            int(key) if isinstance(key, str) and key.isdecimal() else key: value for key, value in scales.items()
+            int(key) if isinstance(key, str) and re.fullmatch("0|[1-9][0-9]{0,8}", key) else key: value
+            for key, value in scales.items()
         }
         return NodePlan(values["precision"], positions, tuple(weight_scales), str(values.get("reason") or ""))
     except InputError as error:
-        raise InputError(f"node {name}: {error}") from None
+        raise InputError(f"node {name if name.isprintable() else repr(name)}: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that stands there twice is refused, since all but its last value would be lost without a word."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise InputError(f"the key {twice!r} is given more than once in one object; leave one of them")
+    return values
+
+
+def _finite(text: str) -> float:
+    """A JSON number; NaN, Infinity and what is too large for a float are refused: they could not be written as JSON again."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise InputError(f"it holds the number {text[:40]}; wanted finite numbers, or null for none")
+    return value
 
 
 def _made_for(values: Mapping[str, Any]) -> MadeFor:
     _check_keys(values, optional=tuple(MadeFor.__dataclass_fields__))
     for name, value in values.items():
-        if value is not None and not isinstance(value, str):
-            raise InputError(f"made_for has {name} = {value!r}; wanted text or null")
+        if value is not None and not (isinstance(value, str) and value.isprintable()):
+            raise InputError(f"made_for has {name} = {value!r}; wanted one line of text, or null")
     return MadeFor(values.get("model") or "", values.get("checkpoint_sha256"), values.get("codebook_sha256"))
 
 
@@ -314,7 +348,8 @@ def _check_scale(what: str, scale: Any) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # A comparison, since math.isfinite fails on integers that no float can hold; it is false for NaN.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_count(value: Any) -> bool:

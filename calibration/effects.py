@@ -101,7 +101,7 @@ class Journal:
         self._known: dict[str, dict[str, Any]] = {}
         self._open_line = ""
         if path is not None and path.is_file():
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8", errors="replace")
             self._open_line = "" if text.endswith("\n") or not text else "\n"
             for line in text.splitlines():
                 try:

@@ -53,12 +53,17 @@ def conv_choices(nodes: Sequence[PlanNode]) -> list[Choice]:
     ]
 
 
-def skip_choices(known: Mapping[str, PlanNode], side: str, skip: Collection[str] = ()) -> list[Choice]:
-    """The skip branches of a side's residual sums; in 8 bits TensorRT joins the sum with the convolution before it."""
+def skip_choices(
+    known: Mapping[str, PlanNode], side: str, quantized: Collection[str], skip: Collection[str] = ()
+) -> list[Choice]:
+    """The skip branches of a side's residual sums right after a convolution of ``quantized``, which TensorRT joins with it.
+
+    A sum after anything else, such as a norm, would gain nothing from 8 bits.
+    """
     return [
         Choice(Item(node.name, 1.0), {node.name: node.skip}, node.inputs[node.skip])
         for node in known.values()
-        if node.side == side and node.skip is not None and node.name not in skip
+        if node.side == side and node.skip is not None and node.name not in skip and node.inputs[1 - node.skip] in quantized
     ]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from mgvq_export.calibration.calibrate import Calibration
+    from mgvq_export.calibration.chooser import Calibration
 
 _DPI = 130
 _LABELS = 50  # at most, along the axis of the values

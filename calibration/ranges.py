@@ -106,30 +106,22 @@ def collect(
             not depend on where a run was stopped.
 
     Raises:
-        InputError: an image cannot be used, all windows are of one flat colour, or a value is not finite.
+        InputError: an image cannot be used, or a value is not finite.
     """
     ranges = _continued(path, key, windows.count)
     if ranges.done == ranges.total:
         ranges.check_finite()
         return ranges
-    graphs: dict[str, SegmentedGraph] | None = None
     batch = _batch(network, windows.size)
-    flat = ranges.done == 0
+    graphs = _load(network, windows.size, batch)
     for number, pixels in enumerate(windows.batches(batch, ranges.done)):
-        if graphs is None:  # late: images that cannot be used are found out about first
-            graphs = _load(network, windows.size, batch)
-        flat = flat and all(window.min() == window.max() for window in pixels)
         for side, name, values in _values(network, graphs, pixels):
             ranges.sides[side].setdefault(name, TensorStatistics()).add(values)
         ranges.done += len(pixels)
         ranges.check_finite()
         progress(ranges.done, ranges.total)
-        if path is not None and ranges.done < ranges.total and number % _SAVED_EVERY == _SAVED_EVERY - 1 and not flat:
+        if path is not None and ranges.done < ranges.total and number % _SAVED_EVERY == _SAVED_EVERY - 1:
             ranges.save(path)
-    if flat:
-        raise InputError(
-            "every window is of one flat colour (black images?): ranges taken from them say nothing; give photos like those the model will see"
-        )
     if path is not None:
         ranges.save(path)
     return ranges
@@ -151,8 +143,6 @@ def _batch(network: MGVQ, size: int) -> int:
 
 def _load(network: MGVQ, size: int, batch: int) -> dict[str, SegmentedGraph]:
     f, channels = network.spec.downsample, network.spec.latent_channels
-    if size % f:
-        raise InputError(f"window size is {size}; {network.spec.name} needs a multiple of {f}: {max(f, size // f * f)} will do")
     shapes = {"encoder": (batch, 3, size, size), "decoder": (batch, channels, size // f, size // f)}
     weights = WeightStore()
     return {

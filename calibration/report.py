@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mgvq_export.calibration.calibrate import DEFAULT_BUDGETS, Calibration, Options, Progress, calibrate
+from mgvq_export.calibration.calibrate import calibrate
+from mgvq_export.calibration.chooser import Calibration, Progress
+from mgvq_export.calibration.options import DEFAULT_BUDGETS, Options
 from mgvq_export.calibration.tables import Table, summary, tables, to_dict
 from mgvq_export.errors import CheckFailed, InputError
 from mgvq_export.files import atomic_write_bytes
@@ -45,13 +48,20 @@ def run(bundle: Path, images: Sequence[Path], output: Path, options: Mapping[str
     checkpoint, held_out, report_dir = (rest.pop(name) for name in ("checkpoint", "held_out", "report_dir"))
     if output.is_dir():
         raise InputError(f"cannot write {output}: it is a folder; give the name of a file such as {output / 'plan.json'}")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"cannot write {output}: there is no folder {output.absolute().parent}; create it first")
+    parent = Path(os.path.realpath(output)).parent  # of what a link points to, which is where it is written
+    if not parent.is_dir():
+        raise InputError(f"cannot write {output}: there is no folder {parent}; create it first")
     defaults = DEFAULT_BUDGETS.get(rest["precision"], Budgets())
     budgets = replace(defaults, **{name: value for name, value in asked.items() if value is not None})
     parts = tuple(part.strip() for part in rest.pop("parts").split(","))
     wanted = Options(budgets=budgets, parts=parts, **rest)
     folder = report_dir or output.with_name(f"{output.stem}-report")
+    # Before the long run, not after it.
+    for target, place in ((output, parent), (folder, folder)):
+        if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(
+                f"cannot write {target}: the folder {place} may not be written to; change its permissions or choose another"
+            )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about damaged files that it then refuses: one line is enough
         found = calibrate(bundle, images, wanted, checkpoint=checkpoint, held_out=held_out, report_dir=folder, progress=progress)

@@ -76,7 +76,7 @@ def make_safe(
     meet the budgets; the message has the best there is.
 
     Args:
-        target: what to reach once nodes have to go to float32, so that other images meet ``budgets`` too; ``budgets`` when None.
+        target: what to reach, if it can be, once nodes have to go to float32, so that other images meet ``budgets`` too.
         headroom: take step 1 of the module's description.
     """
     say("float16")
@@ -86,7 +86,6 @@ def make_safe(
     first = effects.measure(plan)
     if first.holds(budgets):
         return plan, first
-    budgets = target or budgets
     say("float16, node by node")
     harm = node_harm(effects.network, effects.images)
     # Sorting keeps the graph's order among equals.
@@ -97,8 +96,13 @@ def make_safe(
         return effects.measure(promote(plan, dict.fromkeys(names, "")))
 
     everything = measured(worst)
+    if target is not None and everything.holds(target):
+        budgets = target
     if not everything.holds(budgets):
-        raise InputError(f"no fp16 plan meets the budgets; with all nodes in float32: {'; '.join(everything.misses(budgets))}")
+        raise InputError(
+            "no fp16 plan meets the budgets; with all nodes in float32, and float16 between image and codes, "
+            f"{'; '.join(everything.misses(budgets))}"
+        )
     count = _bisect(len(worst), lambda count: measured(worst[:count]).holds(budgets))
     needed, without = smallest(worst[:count], measured, budgets)
     reasons = {name: f"{harm[name]}; left in float16: {'; '.join(without[name].misses(budgets))}" for name in needed}

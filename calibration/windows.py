@@ -105,6 +105,29 @@ class Windows:
             for top, left in places(digest, count, height - self.size + 1, width - self.size + 1)[skipped:]:
                 yield image[top : top + self.size, left : left + self.size]
 
+    def sample(self, count: int, multiple: int) -> list[np.ndarray]:
+        """``count`` of the windows, or all of fewer, evenly spaced, uint8 [size, size, 3].
+
+        All windows are read on the way: what cannot be used should come out before hours of work and not during them.
+
+        Raises :class:`InputError` as :meth:`read`, and when the size is no multiple of ``multiple``, or all windows are of one flat colour.
+        """
+        if self.size % multiple:
+            will_do = max(multiple, self.size // multiple * multiple)
+            raise InputError(f"window size is {self.size}; the model needs a multiple of {multiple}: {will_do} will do")
+        count = min(count, self.count)
+        wanted = {index * self.count // count for index in range(count)}
+        taken, flat = [], True
+        for number, window in enumerate(self.read()):
+            flat = flat and window.min() == window.max()
+            if number in wanted:
+                taken.append(window.copy())
+        if flat:
+            raise InputError(
+                "every window is of one flat colour (black images?): ranges taken from them say nothing; give photos like those the model will see"
+            )
+        return taken
+
     def batches(self, batch: int, first: int = 0) -> Iterator[np.ndarray]:
         """:meth:`read` in batches, uint8 [batch, size, size, 3]; the last may be smaller."""
         held: list[np.ndarray] = []

@@ -103,8 +103,11 @@ def edited(plan: PrecisionPlan, *path: str, to: object) -> dict:
         (("name",), 8, "name is 8"),
         (("name",), "fp32", "cannot be called fp32"),
         (("name",), "engines", "cannot be called engines"),
+        (("name",), "fp16", "a plan with int8 nodes cannot be called fp16"),
         (("base",), "int8", "base is 'int8'; choose fp32, fp16"),
         (("nodes",), [], r"nodes is \[\]; wanted an object"),
+        (("nodes", f"{CONV}\nx"), {"precision": "fp32"}, r"a node is called '.*\\nx'"),
+        (("nodes", f"{CONV}\x1b[2J"), {"precision": "int4"}, r"node '.*\\x1b\[2J': precision is 'int4'"),
         (("nodes", CONV), "int8", "its entry is 'int8'; wanted an object"),
         (("nodes", CONV), {}, "it lacks precision"),
         (("nodes", CONV, "precision"), "int4", "precision is 'int4'; choose fp32, fp16, int8, fp8"),
@@ -113,14 +116,20 @@ def edited(plan: PrecisionPlan, *path: str, to: object) -> dict:
         (("nodes", CONV, "scales"), {}, "int8 needs the scale"),
         (("nodes", CONV, "scales"), [1], r"scales is \[1\]; wanted an object"),
         (("nodes", CONV, "scales"), {"first": 1}, "scales has the key 'first'"),
+        (("nodes", CONV, "scales"), {"0": 1, "00": 2}, "scales has the key '00'"),
+        (("nodes", CONV, "scales"), {"0": 10**400}, "scale of input 0 is 10+; wanted a number above 0"),
         (("nodes", CONV, "scales"), {"0": 0}, "scale of input 0 is 0; wanted a number above 0"),
         (("nodes", CONV, "scales"), {"0": float("nan")}, "scale of input 0 is nan"),
         (("nodes", CONV, "scales"), {"0": True}, "scale of input 0 is True"),
         (("nodes", CONV, "weight_scales"), [0.1, -1], "weight scale of channel 1 is -1"),
         (("nodes", CONV, "weight_scales"), 0.1, "weight_scales is 0.1; wanted a list"),
         (("made_for", "codebook_sha256"), 5, "made_for has codebook_sha256 = 5"),
+        (("made_for", "model"), "a\nb", r"made_for has model = 'a\\nb'"),
         (("made_for", "hash"), "x", "unknown key 'hash'"),
         (("budgets", "min_psnr"), "38 dB", "budget min_psnr is '38 dB'"),
+        (("budgets", "min_psnr"), float("nan"), "budget min_psnr is nan; wanted a finite number"),
+        (("budgets", "min_psnr"), -1, "budget min_psnr is -1; wanted dB, 0 or more"),
+        (("budgets", "max_psnr_drop"), float("-inf"), "budget max_psnr_drop is -inf; wanted a finite number"),
         (("budgets", "min_code_agreement"), 99, "a share, 0 to 1"),
         (("budgets", "psnr"), 1, "unknown key 'psnr'"),
         (("calibration",), "photos", "calibration is 'photos'; wanted an object"),
@@ -135,7 +144,27 @@ def test_contradictions_are_one_line(plan: PrecisionPlan, path: tuple[str, ...],
         assert CONV in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "match"), [("{", "no valid JSON"), ("[]", "no precision plan"), (None, "no such file")])
+def test_a_plan_called_fp16_has_no_8_bit_node() -> None:
+    assert PrecisionPlan("fp16", "fp16", {CONV: NodePlan("fp32")}).kind() == "fp16"
+    with pytest.raises(InputError, match="a plan with fp8 nodes cannot be called fp16"):
+        PrecisionPlan("fp16", "fp16", {CONV: NodePlan("fp8", {0: 1.0})})
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "no valid JSON"),
+        ("[" * 100_000, "no valid JSON"),
+        ("[]", "no precision plan"),
+        (None, "no such file"),
+        ('{"nodes": {"decoder.a": {}, "decoder.a": {}}}', "the key 'decoder.a' is given more than once"),
+        ('{"base": "fp16", "base": "fp32"}', "the key 'base' is given more than once"),
+        ('{"measured": {"q": NaN}}', "it holds the number NaN; wanted finite numbers"),
+        ('{"measured": {"q": -Infinity}}', "it holds the number -Infinity"),
+        ('{"measured": {"q": 1e999}}', "it holds the number 1e999"),
+    ],
+    ids=["cut", "deep", "list", "none", "node-twice", "key-twice", "nan", "infinity", "too-large"],
+)
 def test_files_that_are_no_plans(text: str | None, match: str, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     if text is not None:

@@ -11,8 +11,11 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 
-from mgvq_export.calibration.calibrate import Options, calibrate, versus
+from mgvq_export.calibration.calibrate import calibrate
+from mgvq_export.calibration.chooser import versus
 from mgvq_export.calibration.effects import Effect, Effects, Graphs, Journal
+from mgvq_export.calibration.items import skip_choices
+from mgvq_export.calibration.options import Options
 from mgvq_export.calibration.plots import write_plots
 from mgvq_export.calibration.report import Outcome
 from mgvq_export.calibration.search import Point, Search, pareto
@@ -21,6 +24,7 @@ from mgvq_export.cli import main
 from mgvq_export.errors import BundleError, CheckFailed, InputError
 from mgvq_export.export.bundles import export_bundle
 from mgvq_export.export.plans import plan_nodes
+from mgvq_export.files import sha256_file
 from mgvq_export.model.checkpoint import load_checkpoint
 from mgvq_export.precision import Budgets, NodePlan, PrecisionPlan
 
@@ -118,7 +122,7 @@ def test_fp8_and_the_encoder(small_bundle, photos, held_out_photo, tmp_path: Pat
     assert {(name.split(".")[0], node.precision) for name, node in found.plan.nodes.items()} == {("encoder", "fp8")}
     assert 0.5 < found.effect.agreement < 1
     assert found.effect.psnr == np.inf  # the decoder is untouched
-    assert set(found.searches) == {"encoder", "encoder skips"}
+    assert set(found.searches) == {"encoder"}  # its sums come after norms, which no 8-bit convolution is joined with
     assert found.compared == "encoder" and "% of codes equal" in found.notes[-1]
     titles = [title for title, *_ in tables(found)]
     assert "encoder, work in 8 bits" in titles
@@ -139,6 +143,54 @@ def test_a_margin_is_left_for_other_images(small_bundle, photos, held_out_photo)
     assert tight.shares["decoder"] >= wide.shares["decoder"] and tight.plan.nodes != wide.plan.nodes
     assert tight.plan.budgets == wide.plan.budgets == budgets
     assert wide.plan.calibration["margin"] == 0.5
+
+
+def test_skips_are_quantized_only_beside_a_quantized_convolution(small_network) -> None:
+    known = plan_nodes(small_network)
+    sums = {choice.item.name: choice for choice in skip_choices(known, "decoder", set(known))}
+    assert sums and all(known[name].op == "Add" for name in sums)
+    name = next(iter(sums))
+    (position,) = sums[name].nodes.values()
+    main = known[name].inputs[1 - position]
+    assert [choice.item.name for choice in skip_choices(known, "decoder", {main})] == [name]
+    assert skip_choices(known, "decoder", set()) == []
+
+
+def test_another_checkpoint_is_calibrated_anew(
+    small_bundle, small_spec, small_checkpoint, photos, held_out_photo, tmp_path
+) -> None:
+    """The state of a run belongs to the weights, also where the codebook and so the bundle would do."""
+    tensors = dict(load_checkpoint(small_checkpoint).tensors)
+    name = "decoder.stages.1.op_list.1.main.conv1.conv.weight"
+    tensors[name] = tensors[name] * 3
+    tuned = tmp_path / "tuned.safetensors"
+    save_file(tensors, tuned, {"mgvq_spec": json.dumps(small_spec.to_dict())})
+    quick = options(windows=2, search_windows=1)
+    first, second = (
+        calibrate(small_bundle, photos, quick, checkpoint=one, held_out=[held_out_photo], report_dir=tmp_path / "report")
+        for one in (None, tuned)
+    )
+    assert first.effect != second.effect
+    assert first.plan.made_for.checkpoint_sha256 == small_bundle.manifest["source"]["sha256"]
+    assert second.plan.made_for.checkpoint_sha256 == sha256_file(tuned)
+
+
+def test_images_that_cannot_be_used_leave_nothing(small_bundle, photos, held_out_photo, tmp_path) -> None:
+    with pytest.raises(InputError, match="smaller than a window"):
+        calibrate(small_bundle, photos, options(window_size=512), held_out=[held_out_photo], report_dir=tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_progress_never_goes_back(small_bundle, photos, held_out_photo) -> None:
+    seen: list[float] = []
+    calibrate(
+        small_bundle,
+        photos,
+        options(windows=2, search_windows=1),
+        held_out=[held_out_photo],
+        progress=lambda step, share: seen.append(share),
+    )
+    assert seen == sorted(seen) and seen[0] == 0 and seen[-1] > 0.5
 
 
 def test_fp16(small_bundle, photos, held_out_photo) -> None:
@@ -176,6 +228,7 @@ def test_bad_input_is_one_line(small_bundle, photos, held_out_photo, tmp_path: P
         ({"precision": "int4"}, "choose fp16, int8, fp8"),
         ({"parts": ("quantizer",)}, "choose decoder, encoder"),
         ({"margin": 1.0}, "margin is 1.0; wanted a share"),
+        ({"name": "fp16"}, "fp16"),
     ):
         with pytest.raises(InputError, match=match):
             options(**values)

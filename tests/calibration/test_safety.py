@@ -134,7 +134,7 @@ def test_a_budget_that_no_plan_meets(small_network, windows: Windows) -> None:
     ranges = collect(small_network, windows, "plain")
     effects = Effects(Graphs(small_network), list(windows.read()), "plain")
     with pytest.raises(
-        InputError, match=r"no fp16 plan meets the budgets; with all nodes in float32: .* wanted at least 200"
+        InputError, match=r"no fp16 plan meets the budgets; with all nodes in float32, .* wanted at least 200"
     ) as error:
         make_safe(effects, ranges, plan_nodes(small_network), PrecisionPlan("fp16", "fp16", {}), Budgets(min_psnr=200))
     assert one_line(str(error.value))

@@ -74,3 +74,28 @@ def test_bad_input_is_one_line(photos: tuple[Path, ...], tmp_path: Path) -> None
     assert one_line(str(error.value))
     with pytest.raises(InputError, match="window count is 0"):
         Windows(photos, 0, 32)
+
+
+def test_a_sample_is_spread_over_all_windows(photos, tmp_path: Path) -> None:
+    windows = Windows(photos, 15, 32)
+    every = list(windows.read())
+    taken = windows.sample(8, 4)
+    assert len(taken) == 8
+    for index, window in enumerate(taken):
+        np.testing.assert_array_equal(window, every[index * 15 // 8])
+    assert len(Windows(photos, 2, 32).sample(16, 4)) == 2
+
+
+def test_windows_that_cannot_be_used_are_found_out_about_in_the_sample(photos, tmp_path: Path) -> None:
+    black = tmp_path / "black.png"
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(black)
+    with pytest.raises(InputError, match="every window is of one flat colour") as error:
+        Windows((black,), 3, 32).sample(1, 4)
+    assert one_line(str(error.value))
+    Windows((black, *photos), 4, 32).sample(1, 4)  # one such image among others is no matter
+    with pytest.raises(InputError, match="window size is 30; the model needs a multiple of 4: 28 will do"):
+        Windows(photos, 2, 30).sample(1, 4)
+    small = tmp_path / "small.png"
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(small)
+    with pytest.raises(InputError, match="smaller than a window"):
+        Windows((*photos, small), 8, 32).sample(1, 4)  # though no window of it is taken

@@ -1,6 +1,7 @@
 """Graphs written by a precision plan: the arithmetic against numpy, where Q/DQ stand, what stays as it was, and what is refused."""
 
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from checks import one_line
+from checks import assert_refused, one_line
 from click.testing import CliRunner, Result
 from onnx import TensorProto, numpy_helper
 
@@ -594,6 +595,11 @@ def test_commands(bundle: Bundle, tiny_checkpoint_file: Path, tmp_path: Path) ->
     shown = run("inspect", tmp_path / "b")
     assert "mine/plan.json" in shown.stdout and "Precision plans" in shown.stdout and "1 fp8" in shown.stdout
 
+    # What stands under "calibration" is for people: a plan made by hand may hold anything there.
+    replace(plan, calibration={"images": 5}).save(tmp_path / "byhand.json")
+    shown = run("inspect", tmp_path / "byhand.json")
+    assert shown.exit_code == 0 and re.search("calibrated on +-", shown.stdout), shown.output
+
     for arguments, match in (
         (("--plan", tmp_path / "none.json"), "cannot read .*none.json: no such file"),
         (("--plan", tiny_checkpoint_file), "no valid JSON|cannot read"),
@@ -602,3 +608,43 @@ def test_commands(bundle: Bundle, tiny_checkpoint_file: Path, tmp_path: Path) ->
         refused = run("export", tiny_checkpoint_file, "-o", tmp_path / "c", *arguments)
         assert refused.exit_code == 2 and re.search(match, refused.stderr), refused.output
         assert one_line(refused.stderr) and not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "resumes"),
+    [
+        (("calibrate", "{path}", "-o", "{path}/plan.json"), "calibration.report.run", True),
+        (("eval", "{path}", "{path}", "-o", "{path}/scores"), "evaluation.command.run_evaluation", True),
+        (("inspect", "{path}"), "description.describe", False),
+    ],
+    ids=["calibrate", "eval", "inspect"],
+)
+def test_an_interrupt_says_how_to_go_on(
+    arguments: tuple[str, ...], what: str, resumes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"mgvq_export.{what}", interrupted)
+    result = CliRunner().invoke(main, [argument.format(path=tmp_path) for argument in arguments])
+    assert result.exit_code == 130
+    said = result.stderr.splitlines()[-1]
+    assert said == "interrupted; nothing half-written is left" + "; run the same command again to go on" * resumes
+
+
+@pytest.mark.parametrize("closed", ["plans", "report"])
+def test_calibrate_refuses_early_where_it_cannot_write(closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("plans", "report"):
+        (tmp_path / name).mkdir()
+    # In place of permissions, which do not bind the superuser.
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK or Path(path) != tmp_path / closed)
+    arguments = ["calibrate", tmp_path, "-o", tmp_path / "plans" / "p.json", "--report-dir", tmp_path / "report"]
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert_refused(result, f"the folder {tmp_path / closed} may not be written to")
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "plans", tmp_path / "report"]
+
+
+def test_help_of_calibrate_says_what_is_written_and_when_it_fails() -> None:
+    shown = " ".join(CliRunner().invoke(main, ["calibrate", "--help"]).stdout.split())
+    for text in ("Exit code 1", "written all the same", "<plan>-report beside the plan", "squares cut from", "may be repeated"):
+        assert text in shown
