@@ -203,6 +203,22 @@ def test_acceptance_notices_another_result_of_the_program(acceptance, monkeypatc
     assert row.ok is False and row.value.startswith("FileNotFoundError")
 
 
+def test_polygraphy_reads_and_runs_the_graphs(tiny_bundle):
+    """The commands of the page, those that need no GPU."""
+    pytest.importorskip("polygraphy", reason="pip install polygraphy")
+
+    def polygraphy(*arguments: str) -> str:
+        command = [sys.executable, "-c", "from polygraphy.tools import main; main()", *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    graph = tiny_bundle.path / "fp32"
+    assert "Op: GroupedArgmin" in polygraphy("inspect", "model", str(graph / "quantizer.onnx"), "--show", "layers")
+    ran = polygraphy("run", str(graph / "quantizer.onnx"), "--onnxrt", "--input-shapes", "latent:[1,16,2,3]")
+    assert "PASSED" in ran and "codes [dtype=int32, shape=(1, 4, 2, 3)]" in ran
+
+
 def test_the_python_programs_use_nothing_of_ours():
     for name in ("embed_trt.py", "embed_ort.py"):
         assert "mgvq_export" not in (EXAMPLES / name).read_text(encoding="utf-8")
