@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checks import one_line
+from jsonschema import Draft202012Validator
 
 from mgvq_export.errors import InputError
 from mgvq_export.precision import Budgets, MadeFor, NodePlan, PrecisionPlan, side_of
@@ -34,6 +36,44 @@ def test_what_is_written_is_read_back(plan: PrecisionPlan, tmp_path: Path) -> No
     plan.save(tmp_path / "plan.json")
     assert PrecisionPlan.load(tmp_path / "plan.json") == plan
     assert (tmp_path / "plan.json").read_bytes() == plan.to_bytes()
+
+
+SHORT: dict[str, Any] = {
+    "format": "mgvq-precision-plan",
+    "version": 1,
+    "name": "mine",
+    "base": "fp32",
+    "nodes": {CONV: {"precision": "int8", "scales": {"0": 1}}},
+}
+
+
+def test_the_schema_takes_what_is_written_and_what_is_read(plan: PrecisionPlan) -> None:
+    schema = json.loads((Path(__file__).parents[1] / "docs" / "precision-plan.schema.json").read_text())
+    Draft202012Validator.check_schema(schema)
+    check = Draft202012Validator(schema)
+    for values in (json.loads(plan.to_bytes()), SHORT, SHORT | {"made_for": None, "budgets": None}):
+        assert [error.message for error in check.iter_errors(values)] == []
+        PrecisionPlan.from_dict(values)
+    wrong = [
+        {"version": 2},
+        {"name": "fp32"},
+        {"name": "A b"},
+        {"base": "int8"},
+        {"extra": 1},
+        {"budgets": {"min_code_agreement": 1.5}},
+        {"budgets": {"min_psnr": -1}},
+        {"nodes": {CONV: {"precision": "int4"}}},
+        {"nodes": {CONV: {"precision": "int8"}}},
+        {"nodes": {CONV: {"precision": "int8", "scales": {"0": 0}}}},
+        {"nodes": {CONV: {"precision": "int8", "scales": {"00": 1}}}},
+        {"nodes": {CONV: {"precision": "fp16", "scales": {"0": 1}}}},
+        {"nodes": {CONV: {"precision": "fp16", "weight_scales": [1]}}},
+        {"made_for": {"model": 3}},
+    ]
+    for values in wrong:
+        assert not check.is_valid(SHORT | values), values
+        with pytest.raises(InputError):
+            PrecisionPlan.from_dict(SHORT | values)
 
 
 def test_a_short_plan_written_by_hand(tmp_path: Path) -> None:
