@@ -7,17 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mgvq_export.bundle import Bundle
+    from mgvq_export.core.bundle import Bundle
+    from mgvq_export.core.precision_plan import PrecisionPlan
+    from mgvq_export.core.spec import ModelSpec
+    from mgvq_export.core.tokens import Tokens
     from mgvq_export.export.bundles import export_bundle
-    from mgvq_export.export.engine_options import BuildOptions
-    from mgvq_export.export.engines import build_engines
+    from mgvq_export.export.engines.build import build_engines
+    from mgvq_export.export.engines.options import BuildOptions
     from mgvq_export.model.checkpoint import load_checkpoint
     from mgvq_export.parity.verify import verify
-    from mgvq_export.precision import PrecisionPlan
+    from mgvq_export.runtime.tensorrt.session import TensorRtOptions
     from mgvq_export.runtime.tokenizer import Tokenizer
-    from mgvq_export.runtime.trt_session import TensorRtOptions
-    from mgvq_export.spec import ModelSpec
-    from mgvq_export.tokens import Tokens
 
 __version__ = "0.1.0"
 
@@ -36,14 +36,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BuildOptions": "export.engine_options",
-    "Bundle": "bundle",
-    "ModelSpec": "spec",
-    "PrecisionPlan": "precision",
-    "TensorRtOptions": "runtime.trt_session",
+    "BuildOptions": "export.engines.options",
+    "Bundle": "core.bundle",
+    "ModelSpec": "core.spec",
+    "PrecisionPlan": "core.precision_plan",
+    "TensorRtOptions": "runtime.tensorrt.session",
     "Tokenizer": "runtime.tokenizer",
-    "Tokens": "tokens",
-    "build_engines": "export.engines",
+    "Tokens": "core.tokens",
+    "build_engines": "export.engines.build",
     "export_bundle": "export.bundles",
     "load_checkpoint": "model.checkpoint",
     "verify": "parity.verify",

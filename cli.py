@@ -1,6 +1,6 @@
 """The command line: verbs only. A command parses its options, makes one library call and prints what came of it.
 
-The verbs that measure (verify, eval, bench, calibrate) are in ``cli_quality``.
+The verbs that measure (verify, eval, bench, calibrate) are in ``commands.quality``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from mgvq_export import cli_quality  # noqa: F401 (its verbs join the same group)
-from mgvq_export.commands import (
+from mgvq_export.commands import quality  # noqa: F401 (its verbs join the same group)
+from mgvq_export.commands.common import (
     ALLOW_HOST_CODE,
     BUNDLE,
     GROUPS,
@@ -26,13 +26,13 @@ from mgvq_export.commands import (
     parse_workspace,
     verb,
 )
-from mgvq_export.terminal import Lines, echo_json, echo_table, progress_bar
+from mgvq_export.commands.output import Lines, echo_json, echo_table, progress_bar
 
 
 @verb()
 def models(as_json: bool, debug: bool) -> None:
     """List the released variants and the packaged demo model."""
-    from mgvq_export.description import known_models
+    from mgvq_export.inspection.describe import known_models
 
     rows = known_models()
     if as_json:
@@ -75,10 +75,10 @@ def export(
     mgvq-export export mgvq-f16c32-g8 -o bundle --precision fp32 --precision fp16
     mgvq-export export demo -o bundle --plan plan.json
     """
+    from mgvq_export.core.precision_plan import PrecisionPlan
+    from mgvq_export.core.spec import Part
     from mgvq_export.export.bundles import check_target, export_bundle
     from mgvq_export.model.checkpoint import load_checkpoint
-    from mgvq_export.precision import PrecisionPlan
-    from mgvq_export.spec import Part
 
     start = time.perf_counter()
     loaded_plans = [PrecisionPlan.load(plan) for plan in plans]
@@ -125,9 +125,9 @@ def build(
     mgvq-export build bundle --shape 1440x2560                whole images
     mgvq-export build bundle --shape 1440x2560 --tile 768x768 trunks in windows
     """
-    from mgvq_export.bundle import Bundle
-    from mgvq_export.export.engine_options import BuildOptions, parse_size
-    from mgvq_export.export.engines import Engine, build_engines
+    from mgvq_export.core.bundle import Bundle
+    from mgvq_export.export.engines.build import Engine, build_engines
+    from mgvq_export.export.engines.options import BuildOptions, parse_size
 
     wanted = BuildOptions(
         shapes=tuple(parse_size(shape) for shape in shapes),
@@ -182,8 +182,8 @@ def encode(bundle: Path, images: tuple[Path, ...], output: Path, packed: bool, m
 )
 def decode(bundle: Path, tokens: tuple[Path, ...], output: Path, groups: int | None, **options: Any) -> None:
     """Turn token files into images, <name>.png."""
+    from mgvq_export.core.tokens import Tokens
     from mgvq_export.runtime.images import write_image
-    from mgvq_export.tokens import Tokens
 
     run = Run(bundle, tokens, output, ".png", options)
     run.tokenizer.check_groups(groups)
@@ -213,8 +213,8 @@ def reconstruct(
         image = run.read(path, max_pixels)
         again = run.tokenizer.decode(run.tokenizer.encode(image, progress=run.windows(index, path)), groups=groups)
         write_image(run.target(path), again)
-        quality = psnr(again, image)
-        run.lines.add(run.target(path), time.perf_counter() - start, f"{quality:.2f} dB", psnr_db=quality)
+        psnr_db = psnr(again, image)
+        run.lines.add(run.target(path), time.perf_counter() - start, f"{psnr_db:.2f} dB", psnr_db=psnr_db)
     run.close()
 
 
@@ -225,7 +225,7 @@ def reconstruct(
 )
 def inspect(target: str, trust: bool, allow_host_code: bool, as_json: bool, debug: bool) -> None:
     """Say what TARGET is and holds: a checkpoint, bundle, token file, ONNX graph, TensorRT engine or precision plan."""
-    from mgvq_export.description import describe
+    from mgvq_export.inspection.describe import describe
 
     facts = describe(target, trust=trust, allow_host_code=allow_host_code)
     if as_json:
@@ -239,7 +239,7 @@ def inspect(target: str, trust: bool, allow_host_code: bool, as_json: bool, debu
 @verb()
 def doctor(as_json: bool, debug: bool) -> None:
     """Say what is installed, which backends can run here, and how to get the others."""
-    from mgvq_export.doctor import examine
+    from mgvq_export.inspection.doctor import examine
 
     report = examine()
     if as_json:
@@ -255,7 +255,7 @@ def doctor(as_json: bool, debug: bool) -> None:
 )
 def demo(output: Path, as_json: bool, debug: bool) -> None:
     """Run the main job on the packaged model: export, encode, decode, compare with PyTorch, draw a contact sheet."""
-    from mgvq_export.demo import run_demo
+    from mgvq_export.evaluation.demo import run_demo
 
     result = run_demo(output, say=lambda line: None if as_json else click.echo(line))
     if as_json:

@@ -10,8 +10,8 @@ from typing import Any
 from mgvq_export.bench.latency import DEFAULT_SIZE, BenchOptions, bench, parse_size, passes
 from mgvq_export.bench.plots import check_plot, plot_latency
 from mgvq_export.bench.record import Results
-from mgvq_export.errors import InputError
-from mgvq_export.files import PathLike
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.files import PathLike
 
 Watch = Callable[[str, int], AbstractContextManager[Callable[[str, float], None]]]
 
@@ -21,7 +21,7 @@ def run_bench(bundle: PathLike, words: Mapping[str, Any], *, output: Path | None
 
     Args:
         words: the fields of :class:`BenchOptions`; ``sizes`` as WIDTHxHEIGHT, each of ``against`` one or several peers with commas.
-        watch: opens a progress bar from a title and a number of steps, as :func:`mgvq_export.terminal.progress_bar` does.
+        watch: opens a progress bar from a title and a number of steps, as :func:`mgvq_export.commands.output.progress_bar` does.
 
     Raises as :func:`~mgvq_export.bench.latency.bench`; and, before anything is measured, :class:`InputError` when a file could
     not be written, :class:`BackendError` when the figure could not be drawn.

@@ -8,8 +8,8 @@ from typing import Any
 
 from mgvq_export.bench.record import CEILING, Entry, Results
 from mgvq_export.bench.timing import Ratio, unpaired_ratio
-from mgvq_export.errors import CheckFailed, InputError
-from mgvq_export.files import PathLike
+from mgvq_export.core.errors import CheckFailed, InputError
+from mgvq_export.core.files import PathLike
 
 SLOWER, FASTER, SAME = "SLOWER", "faster", "same"
 LARGER, SMALLER = "LARGER", "smaller"

@@ -20,15 +20,15 @@ from mgvq_export.bench.processes import Contestant, measure, reason
 from mgvq_export.bench.record import CEILING, Entry, Results, describe_bundle
 from mgvq_export.bench.stages import TimedSessions, overhead
 from mgvq_export.bench.timing import Laps
-from mgvq_export.bundle import Bundle
-from mgvq_export.errors import InputError
-from mgvq_export.files import PathLike
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.files import PathLike
+from mgvq_export.core.spec import ModelSpec, Part
+from mgvq_export.core.tokens import Tokens
 from mgvq_export.parity.verify import SAMPLES
 from mgvq_export.runtime.images import read_image, write_image
 from mgvq_export.runtime.pipeline import Pipeline
 from mgvq_export.runtime.tokenizer import Tokenizer
-from mgvq_export.spec import ModelSpec, Part
-from mgvq_export.tokens import Tokens
 
 Size = tuple[int, int]  # height, width
 Progress = Callable[[str, int], None]

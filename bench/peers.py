@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mgvq_export.bench.timing import Laps
-from mgvq_export.bundle import Bundle
-from mgvq_export.errors import BackendError, InputError
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import BackendError, InputError
+from mgvq_export.core.spec import Part
 from mgvq_export.runtime.images import pad_to_multiple, read_image, to_float, to_uint8
-from mgvq_export.spec import Part
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +152,7 @@ class _OnnxNetwork:
 
 
 def _our_session(path: Path, options: PeerOptions) -> Any:
-    from mgvq_export.runtime.ort import OrtSession
+    from mgvq_export.runtime.ort.sessions import OrtSession
 
     session = OrtSession(path, _ort_backend(options.backend), threads=options.threads)
     return lambda feeds, outputs: session.run(feeds, outputs)
@@ -161,7 +161,7 @@ def _our_session(path: Path, options: PeerOptions) -> Any:
 def _plain_session(path: Path, options: PeerOptions) -> Any:
     import onnxruntime as ort
 
-    from mgvq_export.runtime.ort import PROVIDERS
+    from mgvq_export.runtime.ort.sessions import PROVIDERS
 
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 3

@@ -11,8 +11,8 @@ import numpy as np
 
 from mgvq_export.bench.record import CEILING, Entry, Results
 from mgvq_export.bench.summary import heading, ordered_stages
-from mgvq_export.errors import BackendError, InputError
-from mgvq_export.files import PathLike, atomic_write_bytes
+from mgvq_export.core.errors import BackendError, InputError
+from mgvq_export.core.files import PathLike, atomic_write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

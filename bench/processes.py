@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from mgvq_export.bench.timing import take_turns
-from mgvq_export.errors import BackendError, MgvqError
-from mgvq_export.runtime.process_memory import forget_peak, peak_bytes, resident_bytes
+from mgvq_export.core.errors import BackendError, MgvqError
+from mgvq_export.runtime.tiling.memory import forget_peak, peak_bytes, resident_bytes
 
 #: ONNX Runtime's threads keep looking for work for some 20 ms after a run; the next contestant waits until they sleep.
 SETTLE_SECONDS = 0.05

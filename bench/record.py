@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mgvq_export.bench.processes import Measured
-from mgvq_export.bundle import Bundle, package_version
-from mgvq_export.errors import InputError
-from mgvq_export.files import PathLike, atomic_write_bytes, unreadable
+from mgvq_export.core.bundle import Bundle, package_version
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.files import PathLike, atomic_write_bytes, unreadable
 
 FORMAT = "mgvq-bench"
 VERSION = 1

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mgvq_export.core.spec import Part
 from mgvq_export.runtime.pipeline import Session, Sessions
-from mgvq_export.spec import Part
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of one run: input name, sizes
 

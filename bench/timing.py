@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from mgvq_export.errors import InputError
+from mgvq_export.core.errors import InputError
 
 T = TypeVar("T")
 

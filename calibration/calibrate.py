@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 import mgvq_export
-from mgvq_export.bundle import Bundle, package_version
-from mgvq_export.calibration.chooser import Calibration, Chooser, Progress
+from mgvq_export.calibration.crops import Windows, list_images
 from mgvq_export.calibration.effects import Effects, Graphs, Journal
 from mgvq_export.calibration.options import Options
+from mgvq_export.calibration.plan_search import Calibration, Chooser, Progress
 from mgvq_export.calibration.ranges import collect
-from mgvq_export.calibration.windows import Windows, list_images
-from mgvq_export.errors import BundleError, InputError
-from mgvq_export.export.plans import check_plan
-from mgvq_export.files import PathLike, make_folder, sha256_file
+from mgvq_export.core.bundle import Bundle, package_version
+from mgvq_export.core.errors import BundleError, InputError
+from mgvq_export.core.files import PathLike, make_folder, sha256_file
+from mgvq_export.core.precision_plan import MadeFor
+from mgvq_export.export.graphs.plans import check_plan
 from mgvq_export.model.network import MGVQ
 from mgvq_export.parity.network import find_network
-from mgvq_export.precision import MadeFor
 from mgvq_export.runtime.images import read_image
 
 _HELD_OUT_SIDE = 1024  # pixels: held-out images go through the network whole, untiled

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from mgvq_export.calibration.rounding import has_float16, rounded
-from mgvq_export.errors import InputError
-from mgvq_export.export.builder import WeightStore
-from mgvq_export.export.graphs import build_graph
-from mgvq_export.export.memory import load_session
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.precision_plan import Budgets, PrecisionPlan, side_of
+from mgvq_export.core.spec import Part
+from mgvq_export.export.graphs.builder import WeightStore
+from mgvq_export.export.graphs.in_memory import load_session
+from mgvq_export.export.graphs.parts import build_graph
 from mgvq_export.model.network import MGVQ
 from mgvq_export.parity.metrics import agreement, psnr
-from mgvq_export.precision import Budgets, PrecisionPlan, side_of
 from mgvq_export.runtime.images import to_float
-from mgvq_export.spec import Part
 
 _PEAK = 2.0  # pixels span [-1, 1]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mgvq_export.errors import InputError
-from mgvq_export.precision import LARGEST, Budgets, NodePlan, PrecisionPlan
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.precision_plan import LARGEST, Budgets, NodePlan, PrecisionPlan
 
 #: What is asked for unless the user asks for something else, by precision.
 DEFAULT_BUDGETS = {

@@ -10,15 +10,15 @@ import numpy as np
 from mgvq_export.calibration.effects import Effect
 from mgvq_export.calibration.search import Search
 from mgvq_export.calibration.statistics import FP16_MAX, FP16_NORMAL, TensorStatistics
-from mgvq_export.files import atomic_path
-from mgvq_export.precision import Budgets
+from mgvq_export.core.files import atomic_path
+from mgvq_export.core.precision_plan import Budgets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from matplotlib.figure import Figure
 
-    from mgvq_export.calibration.chooser import Calibration
+    from mgvq_export.calibration.plan_search import Calibration
 
 _DPI = 130
 _LABELS = 50  # at most, along the axis of the values

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from mgvq_export.calibration.crops import Windows
 from mgvq_export.calibration.segments import SegmentedGraph
 from mgvq_export.calibration.statistics import TensorStatistics
-from mgvq_export.calibration.windows import Windows
-from mgvq_export.errors import InputError
-from mgvq_export.export.builder import WeightStore
-from mgvq_export.export.graphs import build_graph
-from mgvq_export.files import PathLike, atomic_write_bytes
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.files import PathLike, atomic_write_bytes
+from mgvq_export.core.spec import Part
+from mgvq_export.export.graphs.builder import WeightStore
+from mgvq_export.export.graphs.parts import build_graph
 from mgvq_export.model.network import MGVQ
 from mgvq_export.runtime.images import to_float
-from mgvq_export.spec import Part
 
 FORMAT, VERSION = "mgvq-ranges", 1
 

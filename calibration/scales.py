@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mgvq_export.calibration.statistics import BINS, TensorStatistics
-from mgvq_export.errors import InputError
-from mgvq_export.precision import LARGEST
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.precision_plan import LARGEST
 
 PERCENTILES = (99.9, 99.99, 99.999)
 

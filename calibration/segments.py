@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, shape_inference
 
-from mgvq_export.export.builder import WeightStore
-from mgvq_export.export.memory import load_session
+from mgvq_export.export.graphs.builder import WeightStore
+from mgvq_export.export.graphs.in_memory import load_session
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mgvq_export.calibration.chooser import Calibration
 from mgvq_export.calibration.effects import Effect
+from mgvq_export.calibration.plan_search import Calibration
 from mgvq_export.calibration.ranges import Ranges
 from mgvq_export.calibration.search import Point, pareto
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgvq_export.bundle import Bundle
-from mgvq_export.errors import InputError
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.files import PathLike
 from mgvq_export.evaluation.datasets import Dataset
 from mgvq_export.evaluation.evaluate import evaluate
 from mgvq_export.evaluation.plots import write_plots
 from mgvq_export.evaluation.protocol import Protocol
 from mgvq_export.evaluation.published import BENCHMARKS
 from mgvq_export.evaluation.results import Results
-from mgvq_export.files import PathLike
 from mgvq_export.runtime.images import MAX_PIXELS
 from mgvq_export.runtime.tokenizer import Tokenizer
 

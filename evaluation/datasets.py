@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgvq_export.errors import InputError
-from mgvq_export.files import PathLike, unreadable
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.files import PathLike, unreadable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif")
 PATH_KEYS = ("path", "image", "file", "file_name", "filename", "image_path", "img_path", "img")

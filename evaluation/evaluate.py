@@ -20,17 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from mgvq_export.errors import BackendError, InputError
+from mgvq_export.core.errors import BackendError, InputError
+from mgvq_export.core.files import PathLike, unreadable
+from mgvq_export.core.tokens import pack_codes
 from mgvq_export.evaluation.datasets import Dataset, Item
 from mgvq_export.evaluation.figures import mean_squared_error, ssim
 from mgvq_export.evaluation.journal import Journal
 from mgvq_export.evaluation.perceptual import InceptionFeatures, Lpips, missing_package
 from mgvq_export.evaluation.protocol import VERSION, Protocol, resize_and_crop
 from mgvq_export.evaluation.results import Results, summarise
-from mgvq_export.files import PathLike, unreadable
 from mgvq_export.runtime.images import MAX_PIXELS, decode_image
 from mgvq_export.runtime.tokenizer import Tokenizer
-from mgvq_export.tokens import pack_codes
 
 #: Called with (name of an image, images done).
 Progress = Callable[[str, int], None]

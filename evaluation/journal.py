@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mgvq_export.errors import InputError
-from mgvq_export.files import PathLike, make_folder
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.files import PathLike, make_folder
 
 LINES, DATA = "journal.jsonl", "journal.bin"
 FORMAT = "mgvq-eval-journal"

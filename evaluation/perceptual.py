@@ -18,7 +18,7 @@ from urllib.error import URLError
 
 import numpy as np
 
-from mgvq_export.errors import BackendError
+from mgvq_export.core.errors import BackendError
 
 FEATURES = 2048  # of one image, float32
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mgvq_export.core.files import PathLike, atomic_path
 from mgvq_export.evaluation.results import Results
-from mgvq_export.files import PathLike, atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mgvq_export.errors import InputError
-from mgvq_export.spec import ModelSpec
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.spec import ModelSpec
 
 #: Part of every journal: raised when a figure would come out differently.
 VERSION = 1

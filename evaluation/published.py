@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mgvq_export.spec import VARIANTS
+from mgvq_export.core.spec import VARIANTS
 
 SOURCE = "arXiv 2507.07997"
 HUB_REPOSITORY = "mkjia/MGVQ"

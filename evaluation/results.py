@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from mgvq_export.bundle import package_version
+from mgvq_export.core.bundle import package_version
+from mgvq_export.core.files import PathLike, atomic_path, atomic_write_bytes
+from mgvq_export.core.spec import ModelSpec
+from mgvq_export.core.tokens import unpack_codes
 from mgvq_export.evaluation.datasets import Dataset, Item
 from mgvq_export.evaluation.figures import entropy_bits, frechet_distance, moments, psnr_of
 from mgvq_export.evaluation.journal import Journal
 from mgvq_export.evaluation.perceptual import FEATURES
 from mgvq_export.evaluation.protocol import Protocol
 from mgvq_export.evaluation.published import SOURCE, compare
-from mgvq_export.files import PathLike, atomic_path, atomic_write_bytes
 from mgvq_export.runtime.tokenizer import Tokenizer
-from mgvq_export.spec import ModelSpec
-from mgvq_export.tokens import unpack_codes
 
 FEW_IMAGES = 10_000  # below, the distance of a distribution from itself is far from 0 (arXiv 1911.07023)
 

@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime as ort
 
 from mgvq_export import Bundle
-from mgvq_export.runtime.tiling import TilePlan
-from mgvq_export.spec import Part
+from mgvq_export.core.spec import Part
+from mgvq_export.runtime.tiling.windows import TilePlan
 
 
 def main(folder, side, source, target):

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 import mgvq_export
-from mgvq_export.bundle import (
+from mgvq_export.core.bundle import (
     FORMAT,
     MANIFEST,
     VERSION,
@@ -24,16 +24,16 @@ from mgvq_export.bundle import (
     plan_name,
     weights_name,
 )
-from mgvq_export.errors import InputError
-from mgvq_export.export.builder import OPSET, WeightStore, value_entry
-from mgvq_export.export.graphs import build_graph, parts
-from mgvq_export.export.halo import reach
-from mgvq_export.export.plans import check_plan
-from mgvq_export.files import PathLike, atomic_folder
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.files import PathLike, atomic_folder
+from mgvq_export.core.precision_plan import FLOATS, LARGEST, PrecisionPlan
+from mgvq_export.core.spec import TRUNKS, Part
+from mgvq_export.export.graphs.builder import OPSET, WeightStore, value_entry
+from mgvq_export.export.graphs.parts import build_graph, parts
+from mgvq_export.export.graphs.plans import check_plan
+from mgvq_export.export.graphs.receptive_field import reach
 from mgvq_export.model.checkpoint import Checkpoint
 from mgvq_export.model.network import MGVQ
-from mgvq_export.precision import FLOATS, LARGEST, PrecisionPlan
-from mgvq_export.spec import TRUNKS, Part
 
 Progress = Callable[[str], None]
 

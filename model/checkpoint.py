@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgvq_export.errors import CheckpointError
-from mgvq_export.files import sha256_file
+from mgvq_export.core.errors import CheckpointError
+from mgvq_export.core.files import sha256_file
+from mgvq_export.core.spec import VARIANTS, ModelSpec, variant
 from mgvq_export.model.demo import DEMO_WEIGHTS, SPEC_KEY
 from mgvq_export.model.network import MGVQ
-from mgvq_export.spec import VARIANTS, ModelSpec, variant
 
 HUB_REPOSITORY = "mkjia/MGVQ"
 

@@ -6,7 +6,7 @@ the photos it saw and those it never saw, so that figures are taken on the latte
 
 from pathlib import Path
 
-from mgvq_export.spec import ModelSpec
+from mgvq_export.core.spec import ModelSpec
 
 #: Eight groups of four channels and 2048 codes each: the quantizer of mgvq-f8c32-g8 in front of a network 1/200 its size.
 DEMO_SPEC = ModelSpec(

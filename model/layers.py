@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgvq_export.spec import EXPANSION, HEAD_DIM
+from mgvq_export.core.spec import EXPANSION, HEAD_DIM
 
 NORM_EPS = 1e-5  # RMS norm and BatchNorm
 ATTENTION_EPS = 1e-15  # far below float16's smallest number: one reason for the float32 island

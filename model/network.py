@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgvq_export.core.spec import ModelSpec, Part
 from mgvq_export.model.layers import (
     ConvLayer,
     ConvPixelShuffle,
@@ -17,7 +18,6 @@ from mgvq_export.model.layers import (
     Stage,
     UpBlock,
 )
-from mgvq_export.spec import ModelSpec, Part
 
 _CHUNK = 4096  # latent positions scored at once: bounds the score matrix to _CHUNK x K per group
 

@@ -11,8 +11,8 @@ import math
 import numpy as np
 import torch
 
+from mgvq_export.core.spec import ModelSpec
 from mgvq_export.model.network import MGVQ
-from mgvq_export.spec import ModelSpec
 
 
 def synthetic_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -14,7 +14,7 @@ Rules every lowering follows:
 
 import numpy as np
 
-from mgvq_export.errors import InputError
+from mgvq_export.core.errors import InputError
 
 OP_NAME = "GroupedArgmin"
 DOMAIN = "mgvq"

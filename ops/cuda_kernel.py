@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from mgvq_export.errors import BackendError, InputError
+from mgvq_export.core.errors import BackendError, InputError
 
 KERNEL_SOURCE = Path(__file__).with_name("grouped_argmin.cu")
 KERNEL_NAMES = {"float32": "grouped_argmin_float", "float16": "grouped_argmin_half"}  # by the latent's dtype

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from mgvq_export.errors import InputError
+from mgvq_export.core.errors import InputError
 from mgvq_export.ops.contract import DOMAIN, OP_NAME, codes_shape
 
 CHUNK_SCORES = 2**22  # 16 MiB of scores at a time

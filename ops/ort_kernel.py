@@ -3,7 +3,7 @@
 import threading
 from typing import TYPE_CHECKING, Any
 
-from mgvq_export.errors import BackendError
+from mgvq_export.core.errors import BackendError
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from mgvq_export.errors import BackendError
+from mgvq_export.core.errors import BackendError
 
 OLDEST = (10, 16, 1)  # earlier ones read past the arguments of kernels embedded ahead of time, or lack parser flags
 _KEPT_ERRORS = 32

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from mgvq_export.errors import BackendError
+from mgvq_export.core.errors import BackendError
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
 from mgvq_export.ops.cuda_kernel import KERNEL_NAMES, POSITIONS_PER_BLOCK, THREADS_PER_BLOCK, compile_ptx
 from mgvq_export.ops.trt_machine import check_version, import_tensorrt

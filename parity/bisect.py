@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgvq_export.bundle import Bundle
-from mgvq_export.errors import BackendError
-from mgvq_export.files import PathLike
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import BackendError
+from mgvq_export.core.files import PathLike
+from mgvq_export.core.spec import Part
 from mgvq_export.parity import network as torch_network
 from mgvq_export.parity.metrics import relative_l2
-from mgvq_export.parity.report import format_value
+from mgvq_export.parity.results import format_value
 from mgvq_export.parity.tolerances import Tolerance, tolerance
 from mgvq_export.runtime.images import to_float
-from mgvq_export.spec import Part
 
 if TYPE_CHECKING:
     import onnx
@@ -120,7 +120,7 @@ def _every_value(bundle: Bundle, precision: str, image: np.ndarray, feeds: Mappi
     for part in _ENCODER:
         found[part] = _exposed(bundle, precision, part, values if feeds is None else feeds[part])
         values = found[part][1]["latent" if part is Part.ENCODER_HEAD else "features"]
-    from mgvq_export.runtime.ort import OrtSession
+    from mgvq_export.runtime.ort.sessions import OrtSession
 
     if feeds is None:
         values = OrtSession(bundle.graph_path(precision, Part.QUANTIZER)).run({"latent": values}, ["quantized"])[0]
@@ -164,7 +164,7 @@ def _network_values(network: MGVQ, part: Part, feed: np.ndarray) -> Values:
     """Outputs of all modules of a part by module name, and the slices of them that single nodes compute."""
     import torch
 
-    from mgvq_export.export.lowering import channel_slices
+    from mgvq_export.export.graphs.lowering import channel_slices
     from mgvq_export.model.layers import GatedConv, LinearAttention
 
     layers = network.part(part)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mgvq_export.ops.contract import near_tie_margins
-from mgvq_export.parity.report import CheckResult
+from mgvq_export.parity.results import CheckResult
 from mgvq_export.parity.tolerances import Tolerance
 
 

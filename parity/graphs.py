@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from mgvq_export.core.spec import Part, Reach
 from mgvq_export.runtime.images import to_float
 from mgvq_export.runtime.pipeline import Session
-from mgvq_export.runtime.tiling import TilePlan, TrunkPlan, smallest_window
+from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan, smallest_window
 from mgvq_export.runtime.tokenizer import Tokenizer
-from mgvq_export.spec import Part, Reach
 
 _WINDOWS = 3  # along each axis, when a map is cut to compare tiled with untiled
 _ROWS_AT_ONCE = 1024  # codebook rows probed at once: bounds what the oracle holds

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from mgvq_export.errors import InputError
+from mgvq_export.core.errors import InputError
 
 
 def psnr(image: np.ndarray, reference: np.ndarray, peak: float = 255.0) -> float:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgvq_export.bundle import Bundle
-from mgvq_export.errors import BundleError, MgvqError
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import BundleError, MgvqError
 
 if TYPE_CHECKING:
     from mgvq_export.model.network import MGVQ

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mgvq_export.errors import InputError
+from mgvq_export.core.errors import InputError
 
 
 @dataclass(frozen=True)

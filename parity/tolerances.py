@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mgvq_export.errors import InputError
+from mgvq_export.core.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mgvq_export.bundle import Bundle
-from mgvq_export.errors import InputError
-from mgvq_export.files import PathLike
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.files import PathLike
 from mgvq_export.parity import network as torch_network
 from mgvq_export.parity.bisect import Bisection, bisect
-from mgvq_export.parity.gather import gather
-from mgvq_export.parity.output import open_reports
-from mgvq_export.parity.questions import QUESTIONS, ask_network
-from mgvq_export.parity.report import ParityReport
-from mgvq_export.parity.subject import SAMPLE_SIDE, Images, Subject
+from mgvq_export.parity.checks import QUESTIONS, ask_network
+from mgvq_export.parity.context import SAMPLE_SIDE, Images, Subject
+from mgvq_export.parity.report.gather import gather
+from mgvq_export.parity.report.write import open_reports
+from mgvq_export.parity.results import ParityReport
 from mgvq_export.runtime.images import pad_to_multiple, read_image
 from mgvq_export.runtime.tokenizer import TENSORRT, Tokenizer
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from mgvq_export.errors import MgvqError
+from mgvq_export.core.errors import MgvqError
+from mgvq_export.core.precision_plan import FLOATS, Budgets
+from mgvq_export.core.tokens import Tokens
 from mgvq_export.parity.compare import CodeDifferences, Worst
+from mgvq_export.parity.context import Subject
 from mgvq_export.parity.metrics import psnr
-from mgvq_export.parity.report import REPORTED, SKIPPED, CheckResult
-from mgvq_export.parity.subject import Subject
+from mgvq_export.parity.results import REPORTED, SKIPPED, CheckResult
 from mgvq_export.parity.tolerances import budget, tolerance
-from mgvq_export.precision import FLOATS, Budgets
 from mgvq_export.runtime.images import to_uint8
-from mgvq_export.tokens import Tokens
 
 
 def ask_whole_images(subject: Subject) -> Iterable[CheckResult]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgvq_export.errors import InputError
-from mgvq_export.files import PathLike, atomic_path, unreadable
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.files import PathLike, atomic_path, unreadable
 
 if TYPE_CHECKING:
     from PIL import Image

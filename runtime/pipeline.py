@@ -13,10 +13,10 @@ from typing import Protocol
 
 import numpy as np
 
-from mgvq_export.runtime import blend
+from mgvq_export.core.spec import Part
 from mgvq_export.runtime.images import to_float, to_uint8
-from mgvq_export.runtime.tiling import TilePlan, TrunkPlan, Window
-from mgvq_export.spec import Part
+from mgvq_export.runtime.tiling import blend
+from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan, Window
 
 #: Called after each batch of windows with (windows done, windows in all).
 Progress = Callable[[int, int], None]

@@ -9,28 +9,28 @@ from pathlib import Path
 
 import numpy as np
 
-from mgvq_export.bundle import Bundle
-from mgvq_export.errors import BackendError, InputError, MgvqError
-from mgvq_export.files import PathLike
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import BackendError, InputError, MgvqError
+from mgvq_export.core.files import PathLike
+from mgvq_export.core.spec import TRUNKS, Part
+from mgvq_export.core.tokens import Tokens
 from mgvq_export.ops.trt_machine import find_machine
 from mgvq_export.runtime.images import check_image, crop, pad_to_multiple
-from mgvq_export.runtime.ort import PROVIDERS, OrtSessions
+from mgvq_export.runtime.ort.sessions import PROVIDERS, OrtSessions
 from mgvq_export.runtime.pipeline import Pipeline, Progress, silent
-from mgvq_export.runtime.planner import Planner, Tiling, default_limit
-from mgvq_export.runtime.process_memory import resident_bytes, return_freed_memory
-from mgvq_export.runtime.tiling import TrunkPlan
-from mgvq_export.runtime.trt_engines import missing_reason, usable_engines
-from mgvq_export.runtime.trt_pipeline import TensorRtPipeline
-from mgvq_export.runtime.trt_session import TensorRtOptions, TensorRtSession
-from mgvq_export.spec import TRUNKS, Part
-from mgvq_export.tokens import Tokens
+from mgvq_export.runtime.tensorrt.engines import missing_reason, usable_engines
+from mgvq_export.runtime.tensorrt.pipeline import TensorRtPipeline
+from mgvq_export.runtime.tensorrt.session import TensorRtOptions, TensorRtSession
+from mgvq_export.runtime.tiling.memory import resident_bytes, return_freed_memory
+from mgvq_export.runtime.tiling.planner import Planner, Tiling, default_limit
+from mgvq_export.runtime.tiling.windows import TrunkPlan
 
 TENSORRT = "tensorrt"
 BACKENDS = ("auto", *PROVIDERS, TENSORRT)
 
 
 class Tokenizer:
-    """Encodes images to :class:`~mgvq_export.tokens.Tokens` and decodes them, with the graphs of a bundle.
+    """Encodes images to :class:`~mgvq_export.core.tokens.Tokens` and decodes them, with the graphs of a bundle.
 
     A context manager; graphs are loaded when first used and dropped at the end, also of a tokenizer that is forgotten unclosed. ::
 

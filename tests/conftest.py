@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mgvq_export.spec import ModelSpec
+from mgvq_export.core.spec import ModelSpec
+
+pytest_plugins = ["mgvq_export.tests.support.engine_fixtures"]
 
 TINY = ModelSpec(
     name="tiny",
@@ -34,8 +36,9 @@ def tiny_checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny network's synthetic weights as a safetensors checkpoint with its spec in the metadata."""
     import json
 
-    from reference import synthetic_state_dict
     from safetensors.torch import save_file
+
+    from mgvq_export.tests.support.reference import synthetic_state_dict
 
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
     save_file(synthetic_state_dict(TINY), path, {"mgvq_spec": json.dumps(TINY.to_dict())})
@@ -54,7 +57,7 @@ def tiny_bundle(tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def tiny_network():
-    from reference import synthetic_network
+    from mgvq_export.tests.support.reference import synthetic_network
 
     return synthetic_network(TINY)
 

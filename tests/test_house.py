@@ -13,31 +13,31 @@ PACKAGE = "mgvq_export"
 # Each room and what it may stand on, besides itself. Why: the run floor must work without torch, and a lower room that
 # knows an upper one cannot be tested, shipped or understood alone.
 MAY_IMPORT = {
-    "errors": set(),
-    "files": {"errors"},
-    "spec": {"errors"},
-    "tokens": {"errors", "files", "spec"},
-    "precision": {"errors", "files", "spec"},
-    "bundle": {"errors", "files", "spec", "tokens", "precision"},
-    "ops": {"errors", "bundle"},
-    "model": {"errors", "files", "spec"},
-    "export": {"errors", "files", "spec", "tokens", "precision", "bundle", "ops", "model"},
+    "core": set(),
+    "ops": {"core"},
+    "model": {"core"},
+    "runtime": {"core", "ops"},
+    "export": {"core", "ops", "model"},
+    "parity": {"core", "ops", "runtime"},
+    "evaluation": {"core", "ops", "model", "export", "runtime", "parity"},
+    "bench": {"core", "ops", "runtime", "parity"},
     # It tries plans on the graphs that export would write; what export needs of it is data, the plan.
-    "calibration": {"errors", "files", "spec", "tokens", "precision", "bundle", "ops", "model", "export", "runtime", "parity"},
-    "runtime": {"errors", "files", "spec", "tokens", "precision", "bundle", "ops"},
-    "parity": {"errors", "files", "spec", "tokens", "precision", "bundle", "ops", "runtime"},
-    "evaluation": {"errors", "files", "spec", "tokens", "bundle", "ops", "runtime", "parity"},
-    "bench": {"errors", "files", "spec", "tokens", "bundle", "ops", "runtime", "parity"},
+    "calibration": {"core", "ops", "model", "export", "runtime", "parity"},
+    "serving": {"core"},
+    "inspection": {"core", "ops", "model", "runtime"},
 }
-TOP = {"__init__", "cli", "cli_quality", "commands", "terminal", "demo", "description", "doctor"}  # may import everything
+TOP = {"__init__", "cli", "commands", "benchmarks"}  # may import everything
 # Rooms that may reach into the build floor inside a function, where torch is optional.
-LATE = {"parity": {"model", "export"}, "bench": {"model", "export"}}
+LATE = {
+    "parity": {"model", "export"},
+    "bench": {"model", "export"},
+    "inspection": {"export"},
+}
 
 
 def modules() -> list[Path]:
-    rooms = [ROOT / f"{name}.py" for name in (*MAY_IMPORT, *TOP)]
-    files = [path for path in rooms if path.is_file()]
-    return files + [path for name in MAY_IMPORT for path in sorted((ROOT / name).glob("**/*.py"))]
+    rooms = sorted({*MAY_IMPORT, *TOP})
+    return sorted(ROOT.glob("*.py")) + [path for name in rooms for path in sorted((ROOT / name).glob("**/*.py"))]
 
 
 def imported_rooms(path: Path, *, late: bool) -> set[str]:

@@ -39,10 +39,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mgvq_export.core.spec import ModelSpec
 from mgvq_export.model.demo import DEMO_SPEC, DEMO_WEIGHTS, HELD_OUT_PHOTOS, SPEC_KEY, TRAINING_PHOTOS, photo_path
 from mgvq_export.model.layers import ConvLayer
 from mgvq_export.model.network import MGVQ
-from mgvq_export.spec import ModelSpec
 
 
 @dataclass(frozen=True)

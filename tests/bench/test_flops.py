@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mgvq_export.bench.flops import flops_by_node, graph_flops
-from mgvq_export.bundle import Bundle
-from mgvq_export.errors import InputError
-from mgvq_export.spec import Part
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.spec import Part
 
 
 def write_graph(path: Path, nodes, inputs, weights) -> Path:
@@ -97,10 +97,10 @@ def test_released_variant_has_its_known_work(tmp_path: Path) -> None:
     """mgvq-f16c32-g8 takes 516 GFLOP to encode 256x256 and 683 to decode it."""
     import torch
 
-    from mgvq_export.export.builder import WeightStore
-    from mgvq_export.export.graphs import build_graph
+    from mgvq_export.core.spec import variant
+    from mgvq_export.export.graphs.builder import WeightStore
+    from mgvq_export.export.graphs.parts import build_graph
     from mgvq_export.model.network import MGVQ
-    from mgvq_export.spec import variant
 
     with torch.device("meta"):
         network = MGVQ(variant("mgvq-f16c32-g8"))

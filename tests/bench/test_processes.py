@@ -3,11 +3,11 @@
 import os
 import sys
 
-import bench_jobs
 import pytest
 
 from mgvq_export.bench.processes import Contestant, measure, reason
-from mgvq_export.errors import BackendError, InputError
+from mgvq_export.core.errors import BackendError, InputError
+from mgvq_export.tests.support import bench_jobs
 
 
 def test_turns_alternate_across_processes_and_threads_are_told():

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checks import one_line
 
 from mgvq_export.bench.compare import compare, compare_files
 from mgvq_export.bench.record import CEILING, Entry, Results
 from mgvq_export.bench.summary import heading, overview, share_of_ceiling, stages, tables
-from mgvq_export.errors import CheckFailed, InputError
+from mgvq_export.core.errors import CheckFailed, InputError
+from mgvq_export.tests.support.checks import one_line
 
 BUNDLE = {"model": "tiny", "checkpoint_sha256": "a" * 64, "codebook_sha256": "b" * 64, "graphs": {}}
 

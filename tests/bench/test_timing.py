@@ -9,8 +9,8 @@ from scipy import stats
 
 from mgvq_export.bench.stages import TimedSessions, overhead
 from mgvq_export.bench.timing import Laps, Percentiles, fit_power_law, paired_ratio, take_turns, unpaired_ratio
-from mgvq_export.errors import InputError
-from mgvq_export.spec import Part
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.spec import Part
 
 
 class Clock:

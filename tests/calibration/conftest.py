@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reference import synthetic_network, synthetic_state_dict
 from safetensors.torch import save_file
 
+from mgvq_export.core.spec import ModelSpec
 from mgvq_export.export.bundles import export_bundle
 from mgvq_export.model.checkpoint import load_checkpoint
-from mgvq_export.spec import ModelSpec
+from mgvq_export.tests.support.reference import synthetic_network, synthetic_state_dict
 
 SMALL = ModelSpec(
     name="small",

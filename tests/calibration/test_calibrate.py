@@ -6,27 +6,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checks import one_line
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 
 from mgvq_export.calibration.calibrate import calibrate
-from mgvq_export.calibration.chooser import versus
+from mgvq_export.calibration.candidates import skip_choices
 from mgvq_export.calibration.effects import Effect, Effects, Graphs, Journal
-from mgvq_export.calibration.items import skip_choices
 from mgvq_export.calibration.options import Options
+from mgvq_export.calibration.plan_search import versus
 from mgvq_export.calibration.plots import write_plots
 from mgvq_export.calibration.report import Outcome
 from mgvq_export.calibration.search import Point, Search, pareto
 from mgvq_export.calibration.tables import tables
 from mgvq_export.cli import main
-from mgvq_export.errors import BundleError, CheckFailed, InputError
+from mgvq_export.core.errors import BundleError, CheckFailed, InputError
+from mgvq_export.core.files import sha256_file
+from mgvq_export.core.precision_plan import Budgets, NodePlan, PrecisionPlan
 from mgvq_export.export.bundles import export_bundle
-from mgvq_export.export.plans import plan_nodes
-from mgvq_export.files import sha256_file
+from mgvq_export.export.graphs.plans import plan_nodes
 from mgvq_export.model.checkpoint import load_checkpoint
-from mgvq_export.precision import Budgets, NodePlan, PrecisionPlan
+from mgvq_export.tests.support.checks import one_line
 
 LOOSE = Budgets(min_code_agreement=0.5, min_psnr=30, max_psnr_drop=1)
 QUICK = {"windows": 4, "window_size": 32, "search_windows": 2}

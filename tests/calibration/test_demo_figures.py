@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mgvq_export.bundle import Bundle
 from mgvq_export.calibration.calibrate import calibrate
-from mgvq_export.calibration.chooser import Calibration
 from mgvq_export.calibration.options import DEFAULT_BUDGETS, Options
+from mgvq_export.calibration.plan_search import Calibration
+from mgvq_export.core.bundle import Bundle
 from mgvq_export.export.bundles import export_bundle
 from mgvq_export.model.checkpoint import load_checkpoint
 from mgvq_export.model.demo import TRAINING_PHOTOS, photo_path

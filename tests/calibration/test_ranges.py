@@ -5,17 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checks import one_line
 
 from mgvq_export.calibration import ranges as room
+from mgvq_export.calibration.crops import Windows
 from mgvq_export.calibration.ranges import Ranges, collect
-from mgvq_export.calibration.windows import Windows
-from mgvq_export.errors import InputError
-from mgvq_export.export.builder import WeightStore
-from mgvq_export.export.graphs import build_graph
-from mgvq_export.export.memory import load_session
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.spec import Part
+from mgvq_export.export.graphs.builder import WeightStore
+from mgvq_export.export.graphs.in_memory import load_session
+from mgvq_export.export.graphs.parts import build_graph
 from mgvq_export.runtime.images import to_float
-from mgvq_export.spec import Part
+from mgvq_export.tests.support.checks import one_line
 
 
 def test_equal_all_values_at_once(small_network, photos: tuple[Path, ...]) -> None:

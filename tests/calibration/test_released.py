@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from reference import synthetic_image, synthetic_network
 
 from mgvq_export.calibration.effects import Effects, Graphs
-from mgvq_export.precision import PrecisionPlan
+from mgvq_export.core.precision_plan import PrecisionPlan
+from mgvq_export.core.spec import VARIANTS
 from mgvq_export.runtime.images import to_uint8
-from mgvq_export.spec import VARIANTS
+from mgvq_export.tests.support.reference import synthetic_image, synthetic_network
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from mgvq_export.calibration.rounding import has_float16, rounded
-from mgvq_export.export.builder import WeightStore
-from mgvq_export.export.graphs import build_graph
-from mgvq_export.export.memory import load_session
-from mgvq_export.spec import Part
+from mgvq_export.core.spec import Part
+from mgvq_export.export.graphs.builder import WeightStore
+from mgvq_export.export.graphs.in_memory import load_session
+from mgvq_export.export.graphs.parts import build_graph
 
 HALF = TensorProto.FLOAT16
 

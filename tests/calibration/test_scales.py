@@ -6,8 +6,8 @@ import pytest
 
 from mgvq_export.calibration.scales import candidates, quantize
 from mgvq_export.calibration.statistics import TensorStatistics
-from mgvq_export.errors import InputError
-from mgvq_export.precision import LARGEST
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.precision_plan import LARGEST
 
 
 def scales(values: np.ndarray, kind: str = "int8"):

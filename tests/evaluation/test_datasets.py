@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
-from checks import one_line
 
-from mgvq_export.errors import InputError
+from mgvq_export.core.errors import InputError
 from mgvq_export.evaluation.datasets import Dataset
+from mgvq_export.tests.support.checks import one_line
 
 
 def touch(folder: Path, *names: str) -> Path:

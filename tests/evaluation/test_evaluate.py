@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checks import one_line
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from mgvq_export.bundle import Bundle
-from mgvq_export.errors import InputError
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import InputError
 from mgvq_export.evaluation.datasets import Dataset
 from mgvq_export.evaluation.evaluate import evaluate
 from mgvq_export.evaluation.journal import DATA, LINES
@@ -25,6 +24,7 @@ from mgvq_export.evaluation.plots import write_plots
 from mgvq_export.evaluation.protocol import Protocol, resize_and_crop
 from mgvq_export.evaluation.results import Results
 from mgvq_export.runtime.tokenizer import Tokenizer
+from mgvq_export.tests.support.checks import one_line
 
 SIZE, GROUPS = (48, 40), (1, 2, 4)
 PROTOCOL = Protocol(SIZE, GROUPS, ("psnr", "ssim"), ("ssim",))

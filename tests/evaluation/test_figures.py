@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from checks import one_line
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from mgvq_export.errors import InputError
+from mgvq_export.core.errors import InputError
 from mgvq_export.evaluation.figures import entropy_bits, frechet_distance, mean_squared_error, moments, psnr_of, ssim
 from mgvq_export.evaluation.protocol import Protocol, parse_size, resize_and_crop
+from mgvq_export.tests.support.checks import one_line
 
 
 def noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

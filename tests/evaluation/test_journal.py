@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from checks import one_line
 
-from mgvq_export.errors import InputError
+from mgvq_export.core.errors import InputError
 from mgvq_export.evaluation.journal import DATA, LINES, Journal
+from mgvq_export.tests.support.checks import one_line
 
 IDENTITY = {"model": "tiny", "size": "64x64", "groups": (1, 4), "graphs_sha256": "a" * 64}
 RECORDS = {

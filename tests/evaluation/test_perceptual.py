@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checks import one_line
 
-from mgvq_export.errors import BackendError
+from mgvq_export.core.errors import BackendError
 from mgvq_export.evaluation import evaluate as evaluation
 from mgvq_export.evaluation import perceptual, results
 from mgvq_export.evaluation.datasets import Dataset
 from mgvq_export.evaluation.evaluate import evaluate, load_meters
 from mgvq_export.evaluation.protocol import Protocol
 from mgvq_export.runtime.tokenizer import Tokenizer
+from mgvq_export.tests.support.checks import one_line
 
 
 @pytest.fixture

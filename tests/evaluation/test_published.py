@@ -4,10 +4,10 @@ import copy
 from typing import Any
 
 import pytest
-from checks import one_line
 
+from mgvq_export.core.spec import VARIANTS
 from mgvq_export.evaluation.published import BENCHMARKS, compare
-from mgvq_export.spec import VARIANTS
+from mgvq_export.tests.support.checks import one_line
 
 MANIFEST: dict[str, Any] = {
     "spec": VARIANTS["mgvq-f16c32-g8"].to_dict(),

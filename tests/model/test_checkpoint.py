@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from checks import one_line
-from reference import synthetic_state_dict
 
-from mgvq_export.errors import CheckpointError, SpecError
+from mgvq_export.core.errors import CheckpointError, SpecError
+from mgvq_export.core.spec import VARIANTS, ModelSpec
 from mgvq_export.model import checkpoint as module
 from mgvq_export.model.checkpoint import infer_spec, load_checkpoint
 from mgvq_export.model.network import MGVQ
-from mgvq_export.spec import VARIANTS, ModelSpec
+from mgvq_export.tests.support.checks import one_line
+from mgvq_export.tests.support.reference import synthetic_state_dict
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from reference import GOLDEN, synthetic_image, synthetic_network, synthetic_state_dict
 
+from mgvq_export.core.spec import VARIANTS, ModelSpec, Part
 from mgvq_export.model.network import MGVQ
 from mgvq_export.ops.contract import near_tie_margins
 from mgvq_export.parity.metrics import max_abs, relative_l2
 from mgvq_export.parity.tolerances import tolerance
-from mgvq_export.spec import VARIANTS, ModelSpec, Part
+from mgvq_export.tests.support.reference import GOLDEN, synthetic_image, synthetic_network, synthetic_state_dict
 
 FAST = "mgvq-f16c32-g8"
 STORED = sorted(path.stem for path in GOLDEN.glob("*.npz"))

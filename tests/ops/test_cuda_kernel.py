@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mgvq_export.bench.gpu_kernel import REAL_SIZES, disagreements
-from mgvq_export.errors import BackendError, InputError
+from mgvq_export.benchmarks.gpu.kernel import REAL_SIZES, disagreements
+from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.ops import cases, cuda_kernel
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -216,7 +216,7 @@ def test_source_hash_follows_the_source(monkeypatch, tmp_path):
 
 def test_driver_calls_of_the_gpu_section_exist():
     driver = pytest.importorskip("cuda.bindings.driver")
-    source = (Path(cuda_kernel.__file__).parents[1] / "bench" / "gpu_kernel.py").read_text()
+    source = (Path(cuda_kernel.__file__).parents[1] / "benchmarks" / "gpu" / "kernel.py").read_text()
     names = set(re.findall(r"driver\.(cu\w+)", source))
     assert "cuLaunchKernel" in names
     assert [name for name in sorted(names) if not hasattr(driver, name)] == []

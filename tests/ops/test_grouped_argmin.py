@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from mgvq_export.errors import BackendError, InputError
+from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.ops import cases, contract, cpu_kernel, function, ort_kernel, register_ort_kernels
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from mgvq_export.errors import BackendError
+from mgvq_export.core.errors import BackendError
 from mgvq_export.ops import cuda_kernel
 
 SCRIPT = """
 import dataclasses, json
-from mgvq_export.bench import gpu_kernel
-from mgvq_export.bench.gpu_report import GpuOptions
+from mgvq_export.benchmarks.gpu import kernel as gpu_kernel
+from mgvq_export.benchmarks.gpu.report import GpuOptions
 gpu_kernel.cases.NAMES[:] = [name for name in gpu_kernel.cases.NAMES if "K8192" not in name and "K2048" not in name]  # slow here
 gpu_kernel.REAL_SIZES = {"small 2x64x4": (1, 2, 64, 4, 9, 16), "small 3x70x8": (2, 3, 70, 8, 5, 5)}
 %s
@@ -104,6 +104,6 @@ def test_nvidia_smi_is_asked_for_the_gpu_of_the_driver(driver, tmp_path):
     """By its address on the bus: CUDA and nvidia-smi number GPUs differently."""
     (tmp_path / "nvidia-smi").write_text('#!/bin/sh\necho "asked for $1"\n')
     (tmp_path / "nvidia-smi").chmod(0o755)
-    script = "import json; from mgvq_export.bench.gpu_machine import describe_run; print(json.dumps(describe_run()))"
+    script = "import json; from mgvq_export.benchmarks.gpu.machine import describe_run; print(json.dumps(describe_run()))"
     found = on_driver(driver, script, PATH=f"{tmp_path}:{os.environ['PATH']}", CUDA_VISIBLE_DEVICES="1")
     assert found["gpu"]["name"] == "asked for --id=0000:3B:00.0"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mgvq_export.bundle import Bundle
-from mgvq_export.parity.evidence import Evidence
-from mgvq_export.parity.gather import gather
-from mgvq_export.parity.report import CheckResult, ParityReport
-from mgvq_export.parity.subject import Subject
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.parity.context import Subject
+from mgvq_export.parity.report.evidence import Evidence
+from mgvq_export.parity.report.gather import gather
+from mgvq_export.parity.results import CheckResult, ParityReport
 from mgvq_export.parity.tolerances import tolerance
 from mgvq_export.runtime.images import pad_to_multiple, write_image
 
@@ -78,7 +78,7 @@ def page(evidence: Evidence, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The evidence as a page on disk."""
     pytest.importorskip("jinja2")
     pytest.importorskip("matplotlib")
-    from mgvq_export.parity.output import render
+    from mgvq_export.parity.report.write import render
 
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(render(evidence, ".html"), encoding="utf-8")

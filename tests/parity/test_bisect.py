@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mgvq_export.bundle import MANIFEST, Bundle, file_entry, graph_name, manifest_bytes
+from mgvq_export.core.bundle import MANIFEST, Bundle, file_entry, graph_name, manifest_bytes
+from mgvq_export.core.spec import Part
 from mgvq_export.parity.bisect import bisect
-from mgvq_export.spec import Part
 
 onnx = pytest.importorskip("onnx")
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mgvq_export.bundle import Bundle
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.precision_plan import Budgets, NodePlan, PrecisionPlan
 from mgvq_export.export.bundles import export_bundle
 from mgvq_export.model.checkpoint import load_checkpoint
-from mgvq_export.parity.report import FAILED, PASSED, REPORTED, SKIPPED, ParityReport
+from mgvq_export.parity.results import FAILED, PASSED, REPORTED, SKIPPED, ParityReport
 from mgvq_export.parity.tolerances import TABLE, budget, tolerance
 from mgvq_export.parity.verify import SAMPLES, find_origins, verify
-from mgvq_export.precision import Budgets, NodePlan, PrecisionPlan
 
 pytest.importorskip("onnxruntime")
 

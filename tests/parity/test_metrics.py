@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mgvq_export.errors import InputError
+from mgvq_export.core.errors import InputError
 from mgvq_export.parity.metrics import agreement, max_abs, psnr, relative_l2
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faults import change_graph, scale_weight
 
-from mgvq_export.bundle import MANIFEST, Bundle, graph_name, manifest_bytes
+from mgvq_export.core.bundle import MANIFEST, Bundle, graph_name, manifest_bytes
+from mgvq_export.core.spec import Part, Reach
 from mgvq_export.parity.graphs import probe_latents, window_plan
-from mgvq_export.parity.report import ParityReport
+from mgvq_export.parity.results import ParityReport
 from mgvq_export.parity.verify import verify
-from mgvq_export.spec import Part, Reach
+from mgvq_export.tests.support.faults import change_graph, scale_weight
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

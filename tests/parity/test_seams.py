@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mgvq_export.errors import InputError
+from mgvq_export.core.errors import InputError
 from mgvq_export.parity.seams import measure_seams
 
 BORDERS = ([128], [96, 192])

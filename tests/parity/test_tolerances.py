@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from mgvq_export.errors import CheckFailed, InputError
+from mgvq_export.core.errors import CheckFailed, InputError
 from mgvq_export.parity.compare import CodeDifferences, Worst
-from mgvq_export.parity.report import FAILED, PASSED, SKIPPED, CheckResult, ParityReport
+from mgvq_export.parity.results import FAILED, PASSED, SKIPPED, CheckResult, ParityReport
 from mgvq_export.parity.tolerances import TABLE, TOLERANCES, Tolerance, tolerance
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from faults import change_graph, scale_weight
 
-from mgvq_export.bundle import MANIFEST, Bundle, graph_name, manifest_bytes
-from mgvq_export.errors import BundleError, CheckFailed, InputError
-from mgvq_export.parity.report import FAILED, PASSED, SKIPPED, ParityReport
+from mgvq_export.core.bundle import MANIFEST, Bundle, graph_name, manifest_bytes
+from mgvq_export.core.errors import BundleError, CheckFailed, InputError
+from mgvq_export.core.spec import Part
+from mgvq_export.parity.results import FAILED, PASSED, SKIPPED, ParityReport
 from mgvq_export.parity.verify import compare_with_network, verify
 from mgvq_export.runtime.images import write_image
-from mgvq_export.spec import Part
+from mgvq_export.tests.support.faults import change_graph, scale_weight
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

@@ -5,16 +5,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from faults import scale_weight
 
-from mgvq_export.bundle import Bundle
-from mgvq_export.errors import BackendError
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import BackendError
 from mgvq_export.parity import verify as verify_module
-from mgvq_export.parity.report import FAILED, PASSED, SKIPPED
-from mgvq_export.parity.subject import Subject
+from mgvq_export.parity.context import Subject
+from mgvq_export.parity.results import FAILED, PASSED, SKIPPED
 from mgvq_export.parity.verify import verify
 from mgvq_export.parity.whole_images import ask_whole_images
 from mgvq_export.runtime.tokenizer import TENSORRT, Tokenizer
+from mgvq_export.tests.support.faults import scale_weight
 
 pytest.importorskip("onnxruntime")
 
@@ -65,8 +65,8 @@ def test_graphs_are_looked_at_on_the_cpu(
             pass
 
     monkeypatch.setattr(verify_module, "Tokenizer", SimpleNamespace(open=lambda *_, **__: Engines()))
-    monkeypatch.setattr("mgvq_export.parity.gather._ROUNDS", 1)
-    monkeypatch.setattr("mgvq_export.parity.gather.measure_peaks", lambda *_, **__: [])
+    monkeypatch.setattr("mgvq_export.parity.report.gather._ROUNDS", 1)
+    monkeypatch.setattr("mgvq_export.parity.report.gather.measure_peaks", lambda *_, **__: [])
     engines["fp16"] = tiny_bundle
     report = verify(tiny_bundle, pictures[1:], backend="auto", only=["backend", "graphs"], reports=[tmp_path / "report.md"])
     assert report.passed and report.facts["backend"] == TENSORRT

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms, features
 
-from mgvq_export.errors import InputError
+from mgvq_export.core.errors import InputError
 from mgvq_export.runtime.images import WRITERS, check_image, crop, pad_to_multiple, read_image, to_float, to_uint8, write_image
 
 
@@ -381,7 +381,7 @@ def test_full_disk_keeps_the_old_image(tmp_path, photo, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mgvq_export.files.os.fsync", full)
+    monkeypatch.setattr("mgvq_export.core.files.os.fsync", full)
     with pytest.raises(InputError) as error:
         write_image(tmp_path / "a.png", 255 - photo)
     refused(error, "a.png", "disk is full")

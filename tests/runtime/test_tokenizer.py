@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from mgvq_export import Tokenizer, Tokens
-from mgvq_export.bundle import Bundle
-from mgvq_export.errors import BackendError, BundleError, InputError, TokensError
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import BackendError, BundleError, InputError, TokensError
+from mgvq_export.core.spec import ModelSpec, Part
 from mgvq_export.model.network import MGVQ
 from mgvq_export.ops.contract import near_tie_margins
 from mgvq_export.runtime.images import pad_to_multiple, to_float, to_uint8
-from mgvq_export.runtime.ort import OrtSession
-from mgvq_export.spec import ModelSpec, Part
+from mgvq_export.runtime.ort.sessions import OrtSession
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def test_a_provider_that_does_not_load_is_an_error(tiny_bundle: Bundle) -> None:
     import onnxruntime as ort
 
     if ort.get_device() == "GPU" and "CUDAExecutionProvider" in ort.get_available_providers():
-        pytest.importorskip("mgvq_export.doctor")
-        from mgvq_export.doctor import examine
+        pytest.importorskip("mgvq_export.inspection.doctor")
+        from mgvq_export.inspection.doctor import examine
 
         if next(b for b in examine()["backends"] if b["name"] == "ort-cuda")["ready"]:
             pytest.skip("CUDA works on this machine")

@@ -1,0 +1,1 @@
+"""Developers' own benchmarks; not in the wheel."""

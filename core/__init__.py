@@ -1,0 +1,1 @@
+"""Values and their files: standard library and numpy only."""

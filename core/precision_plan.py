@@ -1,0 +1,356 @@
+"""The precision plan: which nodes of the graphs run in which type, as data that is made by measurement and may be edited by hand.
+
+A plan is one JSON file::
+
+    {
+      "format": "mgvq-precision-plan", "version": 1,
+      "name": "int8",                       the bundle's folder that is made by it
+      "base": "fp16",                       type of every node that is not named
+      "made_for": {"model": "demo", "checkpoint_sha256": "...", "codebook_sha256": "..."},   null: fits any
+      "nodes": {
+        "decoder.stages.1.op_list.1.main.conv1.conv": {
+          "precision": "int8",              fp32, fp16, int8 or fp8
+          "scales": {"0": 0.0213},          of the inputs that are quantized, by their position
+          "weight_scales": [],              of the output channels; empty: from the weights
+          "reason": "why this node runs so"
+        }
+      },
+      "budgets": {"min_code_agreement": 0.99, "min_psnr": 38.0, "max_psnr_drop": 0.15},      null: not asked for
+      "measured": {}, "calibration": {}, "tools": {}                                         figures, images, versions
+    }
+
+Quantization is symmetric: ``x`` is stored as ``round(x / scale)``, so that a scale is the largest magnitude divided by 127 (int8) or
+448 (fp8, the format E4M3FN of arXiv:2209.05433). Weights have one scale per output channel, activations one per tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.files import PathLike, atomic_write_bytes, unreadable
+
+FORMAT = "mgvq-precision-plan"
+VERSION = 1
+
+FLOATS = ("fp32", "fp16")
+#: Largest magnitude of each 8-bit type.
+LARGEST = {"int8": 127.0, "fp8": 448.0}
+PRECISIONS = (*FLOATS, *LARGEST)
+
+# ONNX Runtime would rewrite 8-bit graphs: it drops a Relu before a float8 QuantizeLinear and has no float8 kernels for what it makes of it
+# (seen in 1.31), and its integer kernels round otherwise than the graph says. With these it computes what is written.
+ORT_CONFIG = {"session.disable_quant_qdq": "1"}
+ORT_DISABLED_OPTIMIZERS = ["ReluQuantRewrite"]
+
+# Folders of a bundle with a meaning of their own: the reference that other precisions are held against, and the engines.
+_RESERVED = ("fp32", "engines")
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """How one node runs. Raises :class:`InputError` on contradictions.
+
+    Attributes:
+        precision: ``fp32`` or ``fp16``: the type it computes in. ``int8`` or ``fp8``: the inputs in ``scales``, and a
+            convolution's weights, pass through that type.
+        scales: position of an input -> scale of its values; one entry or more for ``int8`` and ``fp8``, none for others.
+        weight_scales: one per output channel; empty: the largest weight of the channel decides.
+        reason: why, for people.
+    """
+
+    precision: str
+    scales: Mapping[int, float] = field(default_factory=dict)
+    weight_scales: tuple[float, ...] = ()
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision is {self.precision!r}; choose {', '.join(PRECISIONS)}")
+        if self.precision in LARGEST and not self.scales:
+            raise InputError(f'{self.precision} needs the scale of each quantized input, such as "scales": {{"0": 0.02}}')
+        if self.precision in FLOATS and (self.scales or self.weight_scales):
+            raise InputError(f"{self.precision} takes no scales: remove them, or choose int8 or fp8")
+        for position, scale in self.scales.items():
+            if not _is_count(position):
+                raise InputError(f"scales has the key {position!r}; wanted the position of an input, 0 for the first")
+            _check_scale(f"the scale of input {position}", scale)
+        for channel, scale in enumerate(self.weight_scales):
+            _check_scale(f"the weight scale of channel {channel}", scale)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether values pass through 8 bits."""
+        return self.precision in LARGEST
+
+
+@dataclass(frozen=True)
+class MadeFor:
+    """The checkpoint a plan was made for; None fits any.
+
+    Attributes:
+        model: its name, for people.
+        checkpoint_sha256: of its file.
+        codebook_sha256: of its codebook, as in a bundle's manifest.
+    """
+
+    model: str = ""
+    checkpoint_sha256: str | None = None
+    codebook_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """The quality that was asked for, and that verification holds the graphs to; None: not asked for.
+
+    Attributes:
+        min_code_agreement: share of codes, 0 to 1, that equal those of fp32.
+        min_psnr: dB, decoding against fp32 decoding of the same codes.
+        max_psnr_drop: dB lost against the original images, compared with fp32.
+    """
+
+    min_code_agreement: float | None = None
+    min_psnr: float | None = None
+    max_psnr_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not _is_number(value):
+                raise InputError(f"budget {name} is {value!r}; wanted a finite number, or null to ask for nothing")
+        if self.min_code_agreement is not None and not 0 <= self.min_code_agreement <= 1:
+            raise InputError(f"budget min_code_agreement is {self.min_code_agreement}; wanted a share, 0 to 1")
+        # A negative max_psnr_drop asks for a gain; a PSNR below 0 would allow errors larger than the pixels themselves.
+        if self.min_psnr is not None and self.min_psnr < 0:
+            raise InputError(f"budget min_psnr is {self.min_psnr}; wanted dB, 0 or more")
+
+    def tightened(self, margin: float) -> Budgets:
+        """Budgets that allow ``1 - margin`` of the loss: of codes that change, of squared error, of dB lost. ``margin``: 0 to below 1."""
+        left = 1 - margin
+        return Budgets(
+            None if self.min_code_agreement is None else 1 - left * (1 - self.min_code_agreement),
+            None if self.min_psnr is None else self.min_psnr - 10 * math.log10(left),
+            None if self.max_psnr_drop is None else self.max_psnr_drop - margin * abs(self.max_psnr_drop),
+        )
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """Which nodes run in which type. Raises :class:`InputError` on contradictions.
+
+    Attributes:
+        name: the folder in the bundle: small letters, digits and dashes.
+        base: ``fp32`` or ``fp16``, the type of every node that is not named (norms and attention stay fp32 all the same).
+        nodes: node name -> how it runs.
+        made_for: the checkpoint.
+        budgets: the quality asked for.
+        measured, calibration, tools: figures, the images they were taken on (names and hashes), versions; JSON-ready, for people.
+    """
+
+    name: str
+    base: str
+    nodes: Mapping[str, NodePlan]
+    made_for: MadeFor = MadeFor()
+    budgets: Budgets = Budgets()
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
+            raise InputError(f"the plan's name is {self.name!r}; wanted small letters, digits and dashes, such as int8")
+        if self.name in _RESERVED:
+            raise InputError(f"a plan cannot be called {self.name}, which has a meaning of its own in a bundle; rename it")
+        if self.base not in FLOATS:
+            raise InputError(f"the plan's base is {self.base!r}; choose {', '.join(FLOATS)}")
+        for name in self.nodes:
+            # Names stand in errors of one line and in tables.
+            if not name.isprintable():
+                raise InputError(f"a node is called {name!r}; wanted a name without line breaks and control characters")
+        if self.name == "fp16" and self.kind() in LARGEST:
+            raise InputError(
+                f"a plan with {self.kind()} nodes cannot be called fp16: --precision fp16 would run it; rename it, such as {self.kind()}"
+            )
+
+    def kind(self, side: str | None = None) -> str:
+        """The lowest precision it uses: ``int8`` or ``fp8`` if any node is quantized, else its base.
+
+        ``side``: ``encoder`` or ``decoder``, to look at the nodes of that side only.
+        """
+        found = {node.precision for name, node in self.nodes.items() if side in (None, side_of(name))}
+        return next((kind for kind in LARGEST if kind in found), self.base)
+
+    def counts(self) -> dict[str, int]:
+        """How many nodes are named for each precision, those that occur."""
+        found = Counter(node.precision for node in self.nodes.values())
+        return {precision: found[precision] for precision in PRECISIONS if found[precision]}
+
+    def check_made_for(self, *, checkpoint_sha256: str | None = None, codebook_sha256: str | None = None) -> None:
+        """Raises :class:`InputError` when the plan was made for another checkpoint than the one with these hashes (None: unknown)."""
+        mine = self.made_for
+        for what, wanted, found in (
+            ("codebook", mine.codebook_sha256, codebook_sha256),
+            ("checkpoint", mine.checkpoint_sha256, checkpoint_sha256),
+        ):
+            if wanted is not None and found is not None and wanted != found:
+                raise InputError(
+                    f"plan {self.name} was made for another checkpoint{f' ({mine.model})' if mine.model else ''}: its {what} is "
+                    f"{wanted[:12]}..., this one's {found[:12]}...; calibrate this checkpoint, or set made_for to null if they are the same"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-ready values; :meth:`from_dict` reads it back."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "base": self.base,
+            "made_for": dict(vars(self.made_for)),
+            "nodes": {
+                name: {
+                    "precision": node.precision,
+                    "scales": {str(position): scale for position, scale in sorted(node.scales.items())},
+                    "weight_scales": list(node.weight_scales),
+                    "reason": node.reason,
+                }
+                for name, node in self.nodes.items()
+            },
+            "budgets": dict(vars(self.budgets)),
+            "measured": dict(self.measured),
+            "calibration": dict(self.calibration),
+            "tools": dict(self.tools),
+        }
+
+    def to_bytes(self) -> bytes:
+        """The plan as it is written: JSON, two spaces, a final newline."""
+        return (json.dumps(self.to_dict(), indent=2) + "\n").encode()
+
+    def save(self, path: PathLike) -> None:
+        """Write the plan to ``path``, whole or not at all. Raises :class:`InputError`."""
+        atomic_write_bytes(path, self.to_bytes())
+
+    @classmethod
+    def from_dict(cls, values: Any, where: str = "the plan") -> PrecisionPlan:
+        """The plan in ``values``; ``where`` names it in messages. Raises :class:`InputError`."""
+        if not isinstance(values, Mapping) or values.get("format") != FORMAT:
+            raise InputError(f'{where} is no precision plan: it has no "format": "{FORMAT}"')
+        if values.get("version") != VERSION:
+            raise InputError(f"{where} is a plan of version {values.get('version')!r}; this release reads version {VERSION}")
+        try:
+            _check_keys(values, required=("format", "version", "name", "base", "nodes"), optional=_OPTIONAL)
+            records = {name: _mapping(values.get(name, {}), name) for name in ("measured", "calibration", "tools")}
+            nodes = {name: _node(name, entry) for name, entry in _mapping(values["nodes"], "nodes").items()}
+            made_for, budgets = (_mapping(values.get(name, {}) or {}, name) for name in ("made_for", "budgets"))
+            return cls(values["name"], values["base"], nodes, _made_for(made_for), _budgets(budgets), **records)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    @classmethod
+    def load(cls, path: PathLike) -> PrecisionPlan:
+        """The plan in the JSON file ``path``. Raises :class:`InputError` when it cannot be read or contradicts itself."""
+        path = Path(path)
+        try:
+            values = json.loads(
+                path.read_text(encoding="utf-8"), object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite
+            )
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        except (ValueError, RecursionError) as error:  # RecursionError: nested thousands deep
+            raise InputError(
+                f"{path} is no valid JSON: {' '.join(str(error).split())}; give a plan that calibrate wrote"
+            ) from error
+        return cls.from_dict(values, str(path))
+
+
+def side_of(node: str) -> str:
+    """``encoder`` or ``decoder``: the graphs a node belongs to, by its name."""
+    return "encoder" if node.split(".")[0].split("/")[0] in ("encoder", "quant_conv") else "decoder"
+
+
+_OPTIONAL = ("made_for", "budgets", "measured", "calibration", "tools")
+
+
+def _node(name: str, entry: Any) -> NodePlan:
+    try:
+        values = _mapping(entry, "its entry")
+        _check_keys(values, required=("precision",), optional=("scales", "weight_scales", "reason"))
+        scales = _mapping(values.get("scales") or {}, "scales")
+        weight_scales = values.get("weight_scales") or []
+        if not isinstance(weight_scales, list):
+            raise InputError(f"weight_scales is {weight_scales!r}; wanted a list, empty to take them from the weights")
+        # JSON has text as keys only. "00" stays text and is refused: as a number it would hide "0".
+        positions: dict[Any, Any] = {
+            int(key) if isinstance(key, str) and re.fullmatch("0|[1-9][0-9]{0,8}", key) else key: value
+            for key, value in scales.items()
+        }
+        return NodePlan(values["precision"], positions, tuple(weight_scales), str(values.get("reason") or ""))
+    except InputError as error:
+        raise InputError(f"node {name if name.isprintable() else repr(name)}: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that stands there twice is refused, since all but its last value would be lost without a word."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise InputError(f"the key {twice!r} is given more than once in one object; leave one of them")
+    return values
+
+
+def _finite(text: str) -> float:
+    """A JSON number; NaN, Infinity and what is too large for a float are refused: they could not be written as JSON again."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise InputError(f"it holds the number {text[:40]}; wanted finite numbers, or null for none")
+    return value
+
+
+def _made_for(values: Mapping[str, Any]) -> MadeFor:
+    _check_keys(values, optional=tuple(MadeFor.__dataclass_fields__))
+    for name, value in values.items():
+        if value is not None and not (isinstance(value, str) and value.isprintable()):
+            raise InputError(f"made_for has {name} = {value!r}; wanted one line of text, or null")
+    return MadeFor(values.get("model") or "", values.get("checkpoint_sha256"), values.get("codebook_sha256"))
+
+
+def _budgets(values: Mapping[str, Any]) -> Budgets:
+    _check_keys(values, optional=tuple(Budgets.__dataclass_fields__))
+    return Budgets(**values)
+
+
+def _check_keys(values: Mapping[str, Any], *, required: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> None:
+    missing = [name for name in required if name not in values]
+    unknown = [name for name in values if name not in (*required, *optional)]
+    if missing:
+        raise InputError(f"it lacks {', '.join(missing)}; wanted {', '.join((*required, *optional))}")
+    if unknown:
+        raise InputError(f"it has the unknown key {unknown[0]!r}; wanted {', '.join((*required, *optional))}")
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} is {value!r}; wanted an object")
+    return value
+
+
+def _check_scale(what: str, scale: Any) -> None:
+    if not _is_number(scale) or scale <= 0:
+        raise InputError(f"{what} is {scale!r}; wanted a number above 0")
+
+
+def _is_number(value: Any) -> bool:
+    # A comparison, since math.isfinite fails on integers that no float can hold; it is false for NaN.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,179 @@
+"""When an engine on disk may be used again, and what is remembered between builds.
+
+A record in the manifest's ``engines`` holds everything that decides what an engine computes and where it runs::
+
+    part, precision           which graph
+    graph_sha256              the exported graph, weights_sha256 its weights, engine_graph_sha256 what TensorRT was handed
+    tensorrt                  version, as in tensorrt.__version__
+    gpu, compute_capability   as the driver names it, and "9.0"
+    profiles                  [{input: {"min": [...], "opt": [...], "max": [...]}}], one per size
+    options                   builder_level, workspace_bytes, version_compatible, hardware_compatible, detailed
+    kernel                    source_sha256, nvrtc, architecture; null for an engine without the plugin
+    inputs, outputs           name, dtype, shape of the engine's own (uint8 [batch, height, width, 3] images)
+    file, bytes, sha256       relative to the bundle
+    build_seconds             how long it took
+
+Between builds, the user's cache folder keeps TensorRT's timing caches and how long each engine took on this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.files import atomic_write_bytes, sha256_file
+from mgvq_export.ops.trt_machine import Machine
+
+Record = dict[str, Any]
+
+_HASHES = {
+    "graph_sha256": "the exported graph has changed",
+    "weights_sha256": "the exported weights have changed",
+    "engine_graph_sha256": "the graph handed to TensorRT has changed",
+    "profiles": "the sizes or batches asked for (the optimisation profiles) have changed",
+    "kernel.source_sha256": "the quantizer's GPU kernel has changed",
+}
+_VALUES = {
+    "part": "the part",
+    "precision": "the precision",
+    "tensorrt": "TensorRT",
+    "gpu": "the GPU",
+    "compute_capability": "the compute capability",
+    "options.builder_level": "the builder level",
+    "options.workspace_bytes": "the workspace limit",
+    "options.version_compatible": "version compatibility",
+    "options.hardware_compatible": "hardware compatibility",
+    "options.detailed": "detailed profiling",
+    "kernel.nvrtc": "NVRTC",
+    "kernel.architecture": "the kernel's architecture",
+}
+
+
+def engine_name(machine: Machine, precision: str, part: str) -> str:
+    """Path of an engine inside a bundle."""
+    return f"engines/{machine.folder}/{precision}/{part}.engine"
+
+
+def reuse_reason(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Why the engine of ``record`` is not the ``wanted`` one: a plain sentence per difference; empty when it may be used.
+
+    Only what decides is compared: hashes, versions, machine, profiles, options; not the file, nor how long it took.
+    """
+    old, new = _flat(record), _flat(wanted)
+    reasons = [f"{text} since the engine was built" for key, text in _HASHES.items() if old.get(key) != new.get(key)]
+    for key, text in _VALUES.items():
+        if old.get(key) != new.get(key):
+            reasons.append(f"{text} is {_said(new.get(key))} now and was {_said(old.get(key))} when the engine was built")
+    return reasons
+
+
+def find_engine(bundle: Bundle, wanted: Mapping[str, Any]) -> tuple[Record | None, list[str]]:
+    """The record of a whole engine that is the ``wanted`` one, or None and why not (empty: none was built yet).
+
+    The file's size and hash are compared too. Among engines of the part and precision, the one in the same place is looked at
+    first: other machines' engines lie elsewhere.
+    """
+    engines = [e for e in bundle.engines if (e.get("part"), e.get("precision")) == (wanted["part"], wanted["precision"])]
+    if not engines:
+        return None, []
+    record = next((e for e in engines if e.get("file") == wanted["file"]), engines[-1])
+    reasons = reuse_reason(record, wanted) or _file_reasons(bundle, record)
+    return (None, reasons) if reasons else (record, [])
+
+
+def _file_reasons(bundle: Bundle, record: Record) -> list[str]:
+    path = bundle.path / record["file"]
+    try:
+        if path.stat().st_size == record["bytes"] and sha256_file(path) == record["sha256"]:
+            return []
+    except (OSError, InputError):
+        return ["the engine's file is missing"]
+    return ["the engine's file has changed since it was written"]
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as dotted keys; profiles stay whole."""
+    found: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def _said(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "not set" if value is None else str(value)
+
+
+# ---- what is remembered between builds
+
+
+@dataclass(frozen=True)
+class BuildCache:
+    """The user's cache folder: timing caches and build times. What cannot be read or written is done without."""
+
+    folder: Path
+
+    @classmethod
+    def default(cls) -> BuildCache:
+        """``$XDG_CACHE_HOME/mgvq-export/tensorrt``, by default below ``~/.cache``."""
+        return cls(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mgvq-export" / "tensorrt")
+
+    def _timing_path(self, machine: Machine, kernel_sha256: str) -> Path:
+        # TensorRT does not see the plugin's kernel in its keys: timings of another kernel must not be taken for this one's.
+        return self.folder / f"{machine.folder}-kernel{kernel_sha256[:12]}.timing"
+
+    def timings(self, machine: Machine, kernel_sha256: str) -> bytes:
+        """TensorRT's serialized timing cache of earlier builds, or ``b""``."""
+        with contextlib.suppress(OSError):
+            return self._timing_path(machine, kernel_sha256).read_bytes()
+        return b""
+
+    def keep_timings(self, machine: Machine, kernel_sha256: str, data: bytes) -> None:
+        """Replace the timing cache."""
+        self._write(self._timing_path(machine, kernel_sha256), data)
+
+    def estimate(self, wanted: Mapping[str, Any]) -> float | None:
+        """Seconds that an engine like ``wanted`` (same graph, GPU, TensorRT, options, number of profiles) took last time here."""
+        seconds = self._times().get(_similar(wanted))
+        return float(seconds) if isinstance(seconds, (int, float)) else None
+
+    def keep_time(self, wanted: Mapping[str, Any], seconds: float) -> None:
+        """Remember how long an engine took."""
+        times = self._times() | {_similar(wanted): round(seconds, 1)}
+        self._write(self.folder / "build-times.json", json.dumps(times, indent=1).encode())
+
+    def _times(self) -> dict[str, Any]:
+        try:
+            times = json.loads((self.folder / "build-times.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return times if isinstance(times, dict) else {}
+
+    def _write(self, path: Path, data: bytes) -> None:
+        with contextlib.suppress(OSError, InputError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_bytes(path, data)
+
+
+def _similar(wanted: Mapping[str, Any]) -> str:
+    """The key under which build times are kept: everything but the weights and the exact sizes."""
+    keys = ("engine_graph_sha256", "gpu", "tensorrt", "options")
+    values = [wanted[key] for key in keys] + [len(wanted["profiles"])]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def profile_record(profile: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
+    """A profile as the manifest keeps it."""
+    return {name: {key: list(shape) for key, shape in asdict(shapes).items()} for name, shapes in profile.items()}

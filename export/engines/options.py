@@ -1,0 +1,167 @@
+"""What is asked of the engine builder: one object carried whole, and the optimisation profiles that follow from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.spec import TRUNKS, ModelSpec, Part
+
+Size = tuple[int, int]
+
+#: Engines for untiled images, and for images in windows.
+UNTILED_PARTS = (Part.ENCODER, Part.QUANTIZER, Part.DEQUANTIZER, Part.DECODER)
+TILED_PARTS = (
+    Part.ENCODER_TRUNK,
+    Part.ENCODER_HEAD,
+    Part.QUANTIZER,
+    Part.DEQUANTIZER,
+    Part.DECODER_HEAD,
+    Part.DECODER_TRUNK,
+)
+BUILDER_LEVELS = range(6)  # tensorrt.IBuilderConfig.builder_optimization_level
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shapes of one input that a profile holds: smallest, the one kernels are chosen for, largest."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Everything that decides what is built, except the bundle and the machine. Raises :class:`InputError` on contradictions.
+
+    Attributes:
+        precision: which graphs of the bundle.
+        parts: graphs to build; empty for the encoder, quantizer, dequantizer and decoder, or, with ``tile``, the trunks and
+            heads in place of encoder and decoder.
+        shapes: image sizes (height, width) in pixels, one profile each; sides are rounded up to whole latent cells, as the
+            runtime pads images.
+        tile: size in image pixels of the windows that the trunks run on, halo included; their only shape. The other parts
+            still run over whole images and need ``shapes``.
+        batch: largest batch, and the one kernels are chosen for; of windows when ``tile`` is given, else of images.
+        builder_level: 0 (fastest build) to 5 (fastest engine).
+        workspace: largest scratch memory of one layer in bytes; None for all of the GPU's.
+        version_compatible: the engine also loads under later TensorRT versions, with its host code allowed.
+        hardware_compatible: the engine also runs on other GPUs from Ampere on.
+        detailed: keep every layer's details for the engine inspector.
+    """
+
+    precision: str = "fp16"
+    parts: tuple[Part, ...] = ()
+    shapes: tuple[Size, ...] = ()
+    tile: Size | None = None
+    batch: int = 1
+    builder_level: int = 3
+    workspace: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    detailed: bool = False
+
+    def __post_init__(self) -> None:
+        known = {str(part): part for part in Part}
+        for part in self.parts:
+            if str(part) not in known:
+                raise InputError(f"no part {str(part)!r}; choose {', '.join(known)}")
+        object.__setattr__(self, "parts", tuple(dict.fromkeys(known[str(part)] for part in self.parts)))
+        object.__setattr__(self, "shapes", tuple(dict.fromkeys(tuple(shape) for shape in self.shapes)))
+        for what, size in (*(("shape", shape) for shape in self.shapes), *([("tile", self.tile)] if self.tile else [])):
+            if len(size) != 2 or not all(_is_count(side) for side in size):
+                raise InputError(f"{what} is {size!r}; wanted height and width in pixels, both at least 1")
+        if not _is_count(self.batch):
+            raise InputError(f"batch is {self.batch!r}; wanted a whole number of at least 1")
+        if self.builder_level not in BUILDER_LEVELS:
+            raise InputError(f"builder level is {self.builder_level!r}; wanted 0 (fastest build) to 5 (fastest engine)")
+        if self.workspace is not None and not _is_count(self.workspace):
+            raise InputError(f"workspace is {self.workspace!r}; wanted bytes, at least 1")
+        if not self.shapes and any(part not in TRUNKS or self.tile is None for part in self.wanted_parts):
+            whole = (
+                "the heads and the quantizer run once over the whole image" if self.tile else "engines are built for image sizes"
+            )
+            raise InputError(f"{whole}: give --shape HxW, for example --shape 1440x2560, once for each size")
+
+    @property
+    def wanted_parts(self) -> tuple[Part, ...]:
+        """The parts to build, in the order they run."""
+        return self.parts or (TILED_PARTS if self.tile else UNTILED_PARTS)
+
+    @property
+    def builder(self) -> dict[str, Any]:
+        """The options, by the names the manifest keeps, that change an engine without changing its graph or shapes."""
+        return {
+            "builder_level": self.builder_level,
+            "workspace_bytes": self.workspace,
+            "version_compatible": self.version_compatible,
+            "hardware_compatible": self.hardware_compatible,
+            "detailed": self.detailed,
+        }
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def parse_size(text: str) -> Size:
+    """``"1440x2560"`` -> (1440, 2560), height first. Raises :class:`InputError`."""
+    match = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
+    if not match:
+        raise InputError(f"size is {text!r}; wanted height x width in pixels, such as 1440x2560")
+    return int(match[1]), int(match[2])
+
+
+def profiles(spec: ModelSpec, part: Part, inputs: Sequence[Mapping[str, Any]], options: BuildOptions) -> list[dict[str, Profile]]:
+    """One profile per size the engine of ``part`` shall run: input name -> :class:`Profile`.
+
+    Height and width are fixed in every profile, since kernels are chosen for one size; the batch goes from 1 to ``options.batch``.
+
+    Args:
+        inputs: the graph's inputs as the manifest describes them (``name``, and ``shape`` with dynamic dimensions by name).
+
+    Raises:
+        InputError: a tile that is not whole cells of the trunk's feature map.
+    """
+    if options.tile is not None and part in TRUNKS:
+        sizes: Sequence[Size] = [_whole_cells(options.tile, spec.trunk_stride)]
+        batch = options.batch
+    else:
+        f = spec.downsample
+        sizes = list(dict.fromkeys((-(-height // f) * f, -(-width // f) * f) for height, width in options.shapes))
+        batch = 1 if options.tile is not None else options.batch
+    found = []
+    for size in sizes:
+        shapes = {value["name"]: [_dimension(spec, dim, size) for dim in value["shape"]] for value in inputs}
+        found.append({name: _profile(shape, batch) for name, shape in shapes.items() if None in shape})
+    return found
+
+
+def _whole_cells(tile: Size, stride: int) -> Size:
+    for axis, side in zip(("height", "width"), tile, strict=True):
+        if side % stride:
+            raise InputError(
+                f"tile {axis} is {side} px; wanted a multiple of {stride}, such as {max(1, round(side / stride)) * stride}"
+            )
+    return tile
+
+
+def _dimension(spec: ModelSpec, dimension: int | str, size: Size) -> int | None:
+    """A dimension for an image of ``size``; None for the batch."""
+    if isinstance(dimension, int):
+        return dimension
+    if dimension == "batch":
+        return None
+    map_name, _, axis = dimension.rpartition("_")
+    stride = {"": 1, "inner": 2 ** (spec.inner_stage or 0), "feature": spec.trunk_stride, "latent": spec.downsample}[map_name]
+    return size[("height", "width").index(axis)] // stride
+
+
+def _profile(shape: Sequence[int | None], batch: int) -> Profile:
+    least = tuple(1 if dim is None else dim for dim in shape)
+    most = tuple(batch if dim is None else dim for dim in shape)
+    return Profile(least, most, most)

@@ -1,0 +1,58 @@
+"""Graphs in ONNX Runtime without a file: for measuring many plans of one network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from mgvq_export.core.precision_plan import ORT_CONFIG, ORT_DISABLED_OPTIMIZERS
+from mgvq_export.export.graphs.builder import WeightStore
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+def load_session(
+    model: onnx.ModelProto, weights: WeightStore, *, outputs: Sequence[str] = (), threads: int | None = None
+) -> onnxruntime.InferenceSession:
+    """``model``, of :func:`~mgvq_export.export.graphs.parts.build_graph`, ready to run on the CPU; its weights are taken from ``weights``.
+
+    Args:
+        outputs: further values of the graph to give, by name, after its own outputs; the graph is not optimized across them.
+        threads: threads of one operator; all cores when None.
+    """
+    import onnxruntime as ort
+
+    if outputs:
+        model = onnx.ModelProto.FromString(model.SerializeToString())
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    for key, value in ORT_CONFIG.items():
+        options.add_session_config_entry(key, value)
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    arrays = dict(weights.offsets.values())
+    external = [tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    values = [_value(arrays[_offset(tensor)], tensor) for tensor in external]
+    options.add_external_initializers([tensor.name for tensor in external], values)
+    return ort.InferenceSession(
+        model.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=ORT_DISABLED_OPTIMIZERS,
+    )
+
+
+def _offset(tensor: TensorProto) -> int:
+    return next(int(entry.value) for entry in tensor.external_data if entry.key == "offset")
+
+
+def _value(array: np.ndarray, tensor: TensorProto) -> onnxruntime.OrtValue:
+    import onnxruntime as ort
+
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.reshape(tuple(tensor.dims)), tensor.data_type)

@@ -1,0 +1,166 @@
+"""What is installed, which backends can run here, and how to get the others. Imports nothing heavy that is not asked about."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from typing import Any
+
+from mgvq_export.core.bundle import package_version
+from mgvq_export.ops.trt_machine import FOR_CUDA_12
+
+PACKAGES = {
+    "numpy": "everything",
+    "safetensors": "token files, checkpoints",
+    "Pillow": "image files",
+    "onnxruntime-gpu": "running graphs (CPU, CUDA)",
+    "onnxruntime": "running graphs (CPU)",
+    "onnxruntime-extensions": "fused CPU quantizer kernel",
+    "numba": "fused CPU quantizer kernel",
+    "torch": "export: reading checkpoints",
+    "onnx": "export: writing graphs",
+    "huggingface-hub": "export: downloading checkpoints",
+    "tensorrt": "TensorRT engines",
+    "polygraphy": "TensorRT engines",
+    "cuda-bindings": "TensorRT engines, GPU kernel",
+    "nvidia-cuda-nvrtc": "compiling the GPU kernel",
+    "matplotlib": "plots in reports",
+    "scikit-image": "image metrics in reports",
+    "Jinja2": "reports as HTML",
+    "lpips": "eval: LPIPS",
+    "clean-fid": "eval: rFID",
+}
+
+
+def examine() -> dict[str, Any]:
+    """``system``; ``packages``: name, version or None, purpose; ``backends``: name, ready, detail with the remedy when not."""
+    packages = [{"name": name, "version": package_version(name), "purpose": purpose} for name, purpose in PACKAGES.items()]
+    return {
+        "system": {"python": platform.python_version(), "platform": platform.platform(), "gpu": _gpu()},
+        "packages": packages,
+        "backends": [_export(), _fused_kernel(), *_onnxruntime(), *_tensorrt()],
+    }
+
+
+def _gpu() -> str | None:
+    """Names of the NVIDIA GPUs that the driver lists, or None."""
+    import subprocess
+
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return "; ".join(listed.stdout.split("\n")).strip("; ") or None
+
+
+def _backend(name: str, ready: bool, detail: str) -> dict[str, Any]:
+    return {"name": name, "ready": ready, "detail": detail}
+
+
+def _export() -> dict[str, Any]:
+    missing = [name for name in ("torch", "onnx") if package_version(name) is None]
+    if missing:
+        return _backend("export", False, f"needs {', '.join(missing)}: pip install 'mgvq-export[export]'")
+    return _backend("export", True, f"torch {package_version('torch')}, onnx {package_version('onnx')}")
+
+
+#: Where TensorRT comes from. The extra brings TensorRT 11 or newer for CUDA 13; an older driver needs other packages.
+GET_TENSORRT = (
+    "pip install 'mgvq-export[tensorrt]' (x86-64, NVIDIA GPU of compute capability 7.5 or later), or with a driver of CUDA 12: "
+    f"{FOR_CUDA_12}, or start from NVIDIA's container nvcr.io/nvidia/tensorrt"
+)
+_AS_ABOVE = "needs a GPU and TensorRT that run engines: see the line above"
+
+
+def _tensorrt() -> list[dict[str, Any]]:
+    """Running engines, and building them, which takes more."""
+    from mgvq_export.core.errors import BackendError
+    from mgvq_export.ops.trt_machine import find_machine
+
+    names = ("tensorrt", "build (TensorRT)")
+    packages = {"TensorRT": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), "cuda-bindings": ("cuda-bindings",)}
+    missing = [what for what, any_of in packages.items() if not any(map(package_version, any_of)) and not _importable(any_of[0])]
+    if missing:
+        gpu = "" if _gpu() else "; no NVIDIA GPU or driver is found either: check that nvidia-smi lists one"
+        needs = f"needs {' and '.join(missing)}: {GET_TENSORRT}{gpu}"
+        return [_backend(names[0], False, needs), _backend(names[1], False, _AS_ABOVE)]
+    try:
+        machine = find_machine()
+    except BackendError as error:
+        return [_backend(names[0], False, str(error)), _backend(names[1], False, _AS_ABOVE)]
+    return [_backend("tensorrt", True, f"{machine}; build engines with: mgvq-export build BUNDLE --shape HxW"), _build(names[1])]
+
+
+def _importable(package: str) -> bool:
+    """Whether a module of that name is there although no such package is: NVIDIA's containers install TensorRT their own way."""
+    import importlib.util
+
+    name = {"cuda-bindings": "cuda"}.get(package, package)
+    return importlib.util.find_spec(name) is not None
+
+
+def _build(name: str) -> dict[str, Any]:
+    from mgvq_export.core.errors import BackendError
+    from mgvq_export.ops.cuda_kernel import driver_problem, driver_version, nvrtc_version
+
+    if package_version("onnx") is None:
+        return _backend(name, False, "needs onnx: pip install 'mgvq-export[export]'")  # the other extra is for CUDA 13
+    try:
+        nvrtc = nvrtc_version()
+    except BackendError as error:
+        return _backend(name, False, str(error))
+    problem = driver_problem(nvrtc, driver_version())
+    return _backend(name, problem is None, problem or f"NVRTC {nvrtc[0]}.{nvrtc[1]}")
+
+
+def _onnxruntime() -> list[dict[str, Any]]:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        remedy = f"ONNX Runtime does not load ({error}): pip install onnxruntime-gpu (Linux x86-64) or onnxruntime"
+        return [_backend(name, False, remedy) for name in ("ort-cpu", "ort-cuda")]
+    backends = [_backend("ort-cpu", True, f"onnxruntime {ort.__version__}")]
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return [*backends, _backend("ort-cuda", False, "this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu")]
+    gpu = _gpu()
+    if gpu is None:
+        detail = "no NVIDIA GPU or driver found: install the driver, and check that nvidia-smi lists a GPU"
+        return [*backends, _backend("ort-cuda", False, detail)]
+    return [*backends, _backend("ort-cuda", *_cuda_loads(gpu))]
+
+
+def _cuda_loads(gpu: str) -> tuple[bool, str]:
+    """Whether the CUDA provider really starts: its libraries are looked for only then."""
+    import ctypes
+
+    libraries = ("libcudart.so.13", "libcublas.so.13", "libcudnn.so.9") if sys.platform == "linux" else ()
+    for library in libraries:
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            return False, f"{gpu}, but {library} does not load: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    return True, gpu
+
+
+def _fused_kernel() -> dict[str, Any]:
+    try:
+        import onnxruntime as ort
+
+        from mgvq_export.core.errors import BackendError
+        from mgvq_export.ops import register_ort_kernels
+
+        register_ort_kernels(ort.SessionOptions())
+    except ImportError as error:
+        return _backend("fused quantizer", False, f"ONNX Runtime does not load ({error})")
+    except BackendError as error:
+        return _backend("fused quantizer", False, str(error))
+    return _backend(
+        "fused quantizer",
+        True,
+        f"numba {package_version('numba')}, onnxruntime-extensions {package_version('onnxruntime-extensions')}",
+    )

@@ -1,0 +1,1 @@
+"""The report of a verification: HTML, Markdown or JSON."""

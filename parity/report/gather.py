@@ -1,0 +1,301 @@
+"""Takes what a report shows: from the results that the checks left with the :class:`Subject`, and by a few runs more.
+
+The photos, the maps of codes and the pixels cost decoding fewer groups only; windows, times and memory are run for the report.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgvq_export.core.bundle import MANIFEST, package_version
+from mgvq_export.core.errors import InputError, MgvqError
+from mgvq_export.core.files import sha256_file
+from mgvq_export.ops.contract import near_tie_margins
+from mgvq_export.parity import graphs
+from mgvq_export.parity.context import Subject
+from mgvq_export.parity.metrics import psnr
+from mgvq_export.parity.report.evidence import CodeMap, Evidence, Photo, TilingRow, TimeRow
+from mgvq_export.parity.report.peak_memory import measure_peaks
+from mgvq_export.parity.results import ParityReport
+from mgvq_export.parity.seams import measure_seams
+from mgvq_export.parity.tolerances import tolerance
+from mgvq_export.runtime.images import crop, to_uint8
+from mgvq_export.runtime.tiling.windows import TrunkPlan
+from mgvq_export.runtime.tokenizer import Tokenizer
+
+PHOTOS = 6  # images shown at most; the checks are of all
+_ROUNDS = 5  # timed runs of each row at most
+_TIME_BUDGET = 15.0  # seconds after which no further round of timing begins
+
+_PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "onnxruntime-extensions", "numba", "torch", "onnx", "tensorrt")
+
+
+def gather(subject: Subject, report: ParityReport, progress: Callable[[str, int], None] = lambda step, done: None) -> Evidence:
+    """Everything a report shows of ``subject``. A section that cannot be made is left out, and :attr:`Evidence.missing` says why.
+
+    ``progress`` is called with each section and the number of those done before it.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc).astimezone().isoformat(timespec="seconds")
+    evidence = Evidence(report, subject.reference, now)
+    evidence.about, evidence.files = _about(subject), _files(subject)
+    if len(subject.images) > PHOTOS:
+        evidence.missing["photos"] = f"the first {PHOTOS} of {len(subject.images)} images are shown"
+    steps: dict[str, Callable[[Subject, Evidence], None]] = {
+        "photos": _photos,
+        "codes": _codes,
+        "tiling": _tiling,
+        "time": _time,
+        "memory": _memory,
+    }
+    for done, (name, step) in enumerate(steps.items()):
+        progress(name, done)
+        try:
+            step(subject, evidence)
+        except MgvqError as error:  # a bundle that fails its checks gets a report all the same
+            evidence.missing[name] = str(error)
+    return evidence
+
+
+def _shown(subject: Subject) -> list[str]:
+    return list(subject.images)[:PHOTOS]
+
+
+def _group_counts(groups: int) -> list[int]:
+    """1, 2, 4, ... and all."""
+    return sorted({*(2**n for n in range(groups.bit_length()) if 2**n <= groups), groups})
+
+
+def _photos(subject: Subject, evidence: Evidence) -> None:
+    reference, tokenizer = subject.reference, subject.tokenizer(subject.reference)
+    for name in _shown(subject):
+        size = subject.size(name)
+        original = crop(subject.images[name], size)
+        decoded: dict[int, np.ndarray] = {}
+        for count in _group_counts(subject.bundle.spec.groups):
+            whole = count == subject.bundle.spec.groups
+            codes = _valid_codes(subject, name, reference)
+            pixels = subject.pixels(name, reference) if whole else graphs.pixels_of(tokenizer, codes, count)
+            decoded[count] = crop(to_uint8(pixels), size)
+        error = np.abs(decoded[max(decoded)].astype(np.int16) - original)
+        evidence.photos.append(
+            Photo(
+                name,
+                size,
+                psnr(decoded[max(decoded)], original),
+                float(error.mean()),
+                int(error.max()),
+                np.bincount(error.ravel(), minlength=256).tolist(),
+                {count: psnr(image, original) for count, image in decoded.items()},
+                original,
+                decoded,
+            )
+        )
+
+
+def _codes(subject: Subject, evidence: Evidence) -> None:
+    """Maps of every further precision against the reference, and of every precision on the backend against the CPU."""
+    reference, backend = subject.reference, subject.backend
+    pairs = [(f"{name} against {reference}", name, backend, reference) for name in subject.bundle.precisions if name != reference]
+    if backend != "ort-cpu":
+        pairs += [(f"{name}: {backend} against ort-cpu", name, backend, name) for name in subject.bundle.precisions]
+    if subject.whole:
+        title = f"{subject.whole} against {reference} on the CPU"
+        pairs += [(f"{name}: {title}", name, subject.whole, reference) for name in subject.bundle.precisions]
+    if not pairs:
+        raise InputError(
+            f"the bundle has {reference} alone and the backend is ort-cpu: there is no other way to compute codes; "
+            "export with a second --precision, or choose another --backend"
+        )
+    for title, found_precision, found_backend, precision in pairs:
+        limit = tolerance("codes", subject.kinds(found_precision)[0]).limit
+        for name in _shown(subject):
+            try:
+                if found_backend == subject.whole:
+                    found = subject.whole_codes(name, found_precision)
+                else:
+                    found = _valid_codes(subject, name, found_precision, found_backend)
+            except MgvqError as error:  # such as no engine of this precision or size
+                evidence.missing["codes"] = f"{title}: {error}"
+                continue
+            wanted = _valid_codes(subject, name, precision, "ort-cpu" if precision == found_precision else backend)
+            latent = subject.latent(name, precision, "ort-cpu" if precision == found_precision else backend)
+            margins = np.sort(near_tie_margins(latent, subject.codebook, found, wanted))
+            evidence.codes.append(
+                CodeMap(
+                    title,
+                    name,
+                    wanted.size,
+                    margins.size,
+                    int((margins <= limit).sum()),
+                    limit,
+                    float(np.median(margins)) if margins.size else 0.0,
+                    float(margins.max()) if margins.size else 0.0,
+                    (found != wanted).sum(axis=(0, 1)),
+                    margins,
+                )
+            )
+
+
+def _valid_codes(subject: Subject, name: str, precision: str, backend: str | None = None) -> np.ndarray:
+    """The codes of an image; :class:`InputError` when some are out of range: nothing can be looked up with these."""
+    codes = subject.codes(name, precision, backend)
+    if codes.min() < 0 or codes.max() >= subject.bundle.spec.codes_per_group:
+        raise InputError(f"{precision} gives codes out of range for {name}: {codes.min()} to {codes.max()}")
+    return codes
+
+
+def _tiling(subject: Subject, evidence: Evidence) -> None:
+    """The first image that can be cut: exact windows and blended tiles of the same size, against one window."""
+    reference, spec = subject.reference, subject.bundle.spec
+    for name in _shown(subject):
+        plans = _tiling_plans(subject, name)
+        if plans:
+            break
+    else:
+        raise InputError("no image is large enough to be cut into windows")
+    untiled, whole = _valid_codes(subject, name, reference), to_uint8(subject.pixels(name, reference))
+    pipeline = subject.tokenizer(reference).pipeline
+    for mode, (encode_plan, decode_plan) in plans.items():
+        codes = pipeline.encode(subject.images[name], encode_plan)
+        decoded = pipeline.decode(untiled[0], spec.groups, decode_plan)
+        ((_, windows),) = decode_plan.steps
+        borders = [sorted({window.kept[axis].start for window in windows.windows} - {0}) for axis in (0, 1)]
+        error = np.abs(decoded.astype(np.int16) - whole).max(axis=2).astype(np.uint8)
+        evidence.tiling.append(
+            TilingRow(
+                mode,
+                name,
+                str(encode_plan),
+                str(decode_plan),
+                untiled.size,
+                int((codes != untiled[0]).sum()),
+                int(error.max()),
+                psnr(decoded, whole),
+                measure_seams(decoded, whole, (borders[0], borders[1])),
+                error,
+            )
+        )
+
+
+def _tiling_plans(subject: Subject, name: str) -> dict[str, tuple[TrunkPlan, TrunkPlan]]:
+    """mode -> plans to encode and decode, with tiles of about half the image's sides; empty when that is too small."""
+    f = subject.bundle.spec.downsample
+    height, width = subject.images[name].shape[:2]
+    plans: dict[str, tuple[TrunkPlan, TrunkPlan]] = {}
+    for share in (0.5, 0.7):  # the halo may need the larger one
+        tile = (math.ceil(share * height / f) * f, math.ceil(share * width / f) * f)
+        try:
+            for mode in ("exact", "blend"):
+                with Tokenizer.open(
+                    subject.bundle, backend=subject.backend, precision=subject.reference, tiling=mode, tile=tile
+                ) as tokenizer:
+                    plans[mode] = tokenizer.encode_plan(height, width), tokenizer.decode_plan(height, width)
+        except InputError:
+            continue
+        if all(len(plan.steps) == 1 and plan.total > 1 for pair in plans.values() for plan in pair):
+            return plans
+    return {}
+
+
+def _time(subject: Subject, evidence: Evidence) -> None:
+    """Encoding and decoding the first image in memory, in every precision, in turn; one round goes before to warm up."""
+    name = next(iter(subject.images))
+    size = subject.size(name)
+    image = np.ascontiguousarray(crop(subject.images[name], size))
+    ways: list[tuple[str, Callable[[str], Tokenizer], str]] = [
+        (precision, subject.tokenizer, precision) for precision in subject.bundle.precisions
+    ]
+    if subject.whole:
+        ways += [(f"{name}, {subject.whole}", subject.whole_tokenizer, name) for name in subject.bundle.precisions]
+    runs: list[tuple[TimeRow, Callable[[], Any]]] = []
+    for label, find, precision in ways:
+        try:
+            tokenizer = find(precision)
+            plans = tokenizer.encode_plan(*size), tokenizer.decode_plan(*size)
+            tokens = tokenizer.encode(image, plan=plans[0])
+            tokenizer.decode(tokens, plan=plans[1])
+        except MgvqError as error:  # such as no engine of this precision or size
+            evidence.missing["time"] = f"{label}: {error}"
+            continue
+        runs.append((TimeRow(label, "encode", size, []), partial(tokenizer.encode, image, plan=plans[0])))
+        runs.append((TimeRow(label, "decode", size, []), partial(tokenizer.decode, tokens, plan=plans[1])))
+    begin = time.perf_counter()
+    for _ in range(_ROUNDS):
+        for row, run in runs:
+            start = time.perf_counter()
+            run()
+            row.seconds.append(time.perf_counter() - start)
+        if time.perf_counter() - begin > _TIME_BUDGET:
+            break
+    evidence.time = [row for row, _ in runs]
+
+
+def _memory(subject: Subject, evidence: Evidence) -> None:
+    height, width = next(iter(subject.images.values())).shape[:2]
+    for tiled in (False, True):
+        evidence.memory += measure_peaks(subject.bundle, subject.reference, (height, width), tiled=tiled, backend=subject.backend)
+
+
+def _about(subject: Subject) -> dict[str, dict[str, str]]:
+    import mgvq_export
+
+    manifest, spec = subject.bundle.manifest, subject.bundle.spec
+    source = manifest.get("source", {})
+    return {
+        "Model": {
+            "name": spec.name,
+            "pixels per token": f"{spec.downsample} x {spec.downsample}",
+            "groups": str(spec.groups),
+            "codes per group": str(spec.codes_per_group),
+            "bits per token": str(spec.bits_per_token),
+            "exported from": str(source.get("name", "")),
+            "its SHA-256": str(source.get("sha256", "")),
+            "codebook SHA-256": subject.bundle.codebook_sha256,
+        },
+        "Bundle": {
+            "path": str(subject.bundle.path),
+            "precisions": ", ".join(subject.bundle.precisions),
+            "manifest SHA-256": sha256_file(subject.bundle.path / MANIFEST),
+            **{f"exported with {name}": str(version) for name, version in manifest.get("tools", {}).items()},
+        },
+        "Packages": {
+            "mgvq-export": mgvq_export.__version__,
+            **{name: found for name in _PACKAGES if (found := package_version(name)) is not None},
+        },
+        "Machine": _machine(),
+    }
+
+
+def _machine() -> dict[str, str]:
+    import psutil
+
+    processor = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        processor = models[0] if models else processor
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": processor or platform.machine(),
+        "cores that may be used": str(cores),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "system": platform.platform(),
+        "Python": platform.python_version(),
+    }
+
+
+def _files(subject: Subject) -> list[dict[str, Any]]:
+    entries = []
+    for precision in subject.bundle.manifest["precisions"].values():
+        entries += [precision["weights"], *precision["graphs"].values()]
+    return [{key: entry[key] for key in ("file", "bytes", "sha256")} for entry in (*entries, *subject.bundle.engines)]

@@ -1,0 +1,191 @@
+"""A report as one HTML page that holds all it shows: pictures as data, charts as SVG, no request to anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgvq_export.parity.report import charts
+from mgvq_export.parity.report.evidence import Evidence, Photo
+from mgvq_export.parity.report.tables import check_row, facts, format_psnr, headline, printable, sections
+from mgvq_export.parity.results import FAILED, format_value
+
+PAGE = Path(__file__).with_name("page")
+
+_LARGEST = 1280  # longest side of a picture shown whole; larger ones are scaled down
+_SMALL = 640  # longest side of pictures shown side by side
+_QUALITY = 90  # of WebP: differences of a codec are those of one or two 8-bit steps at this quality
+
+_MARKS = {"passed": "✓", "FAILED": "✗", "reported": "•", "skipped": "○"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the page: its address, which is its data, its size, and what it shows, in words."""
+
+    uri: str
+    width: int
+    height: int
+    alt: str
+
+
+def html(evidence: Evidence) -> str:
+    """The page. Needs jinja2 and matplotlib; everything that is not ours is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_cell,
+    )
+    script = (PAGE / "report.js").read_text(encoding="utf-8")
+    return environment.get_template("report.html.j2").render(
+        evidence=evidence,
+        data=evidence.to_dict(),
+        headline=headline(evidence),
+        facts=facts(evidence),
+        failed=[(*check_row(check), format_value(check.value or 0)) for check in evidence.report.failed],
+        families=_families(evidence),
+        sections=sections(evidence),
+        photos=_photos(evidence),
+        maps=_code_maps(evidence),
+        tiles=_tiles(evidence),
+        charts=_charts(evidence),
+        scale=", ".join(charts.colour_scale()),
+        style=_safe((PAGE / "report.css").read_text(encoding="utf-8")),
+        script=_safe(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        marks=_MARKS,
+        FAILED=FAILED,
+    )
+
+
+def _safe(text: str) -> Any:
+    """Text of this package that goes into the page as it is."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _cell(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def _families(evidence: Evidence) -> list[tuple[str, list[list[str]]]]:
+    """The rows of the checks, those of one question together."""
+    rows = [check_row(check) for check in evidence.report.checks]
+    return [(family, list(group)) for family, group in itertools.groupby(rows, lambda row: row[0].split("/")[0])]
+
+
+def _photos(evidence: Evidence) -> list[dict[str, Any]]:
+    """Pictures of every photo: the two sides of the slider, the error, and one per number of groups."""
+    top = _error_top(evidence.photos)
+    found = []
+    for photo in evidence.photos:
+        error = np.abs(photo.reconstruction.astype(np.int16) - photo.original).max(axis=2)
+        quality = f"{format_psnr(photo.psnr_db)} dB"
+        found.append(
+            {
+                "photo": photo,
+                "original": picture(photo.original, f"Original of {photo.name}"),
+                "reconstruction": picture(
+                    photo.reconstruction, f"Reconstruction of {photo.name} from all groups, PSNR {quality}"
+                ),
+                "error": picture(
+                    charts.heat_map(error, top),
+                    f"Heat map of the absolute difference of {photo.name}: mean {photo.mean_error:.2f}, largest {photo.largest_error} 8-bit steps",
+                    _SMALL,
+                ),
+                "top": top,
+                "groups": [
+                    (
+                        count,
+                        format_psnr(photo.psnr_by_groups[count]),
+                        picture(image, f"{photo.name} decoded from {count} group{'s' * (count > 1)}", _SMALL),
+                    )
+                    for count, image in photo.by_groups.items()
+                ],
+            }
+        )
+    return found
+
+
+def _error_top(photos: list[Photo]) -> int:
+    """The end of the colour scale, the same for all photos: 1 value in 1000 may lie above."""
+    if not photos:
+        return 8
+    total = np.sum([photo.histogram for photo in photos], axis=0)
+    top = int(np.searchsorted(np.cumsum(total), 0.999 * total.sum()))
+    return max(8, -(-top // 8) * 8)
+
+
+def _code_maps(evidence: Evidence) -> list[dict[str, Any]]:
+    groups = int(evidence.about.get("Model", {}).get("groups", 1))
+    top = max((int(one.counts.max(initial=0)) for one in evidence.codes), default=0) or groups
+    return [
+        {
+            "map": one,
+            "top": top,
+            "picture": picture(
+                charts.heat_map(one.counts, top),
+                f"Map of the codes of {one.photo} that differ, {one.comparison}: {one.differing:,} of {one.total:,}, "
+                f"at most {int(one.counts.max(initial=0))} groups at one position",
+                exact=True,
+            ),
+        }
+        for one in evidence.codes
+    ]
+
+
+def _tiles(evidence: Evidence) -> list[dict[str, Any]]:
+    top = max((row.largest_error for row in evidence.tiling), default=0) or 1
+    return [
+        {
+            "row": row,
+            "top": top,
+            "picture": picture(
+                charts.heat_map(row.error, top),
+                f"Heat map of {row.mode} windows against one window: largest difference {row.largest_error} 8-bit steps",
+                _SMALL,
+            ),
+        }
+        for row in evidence.tiling
+    ]
+
+
+def _charts(evidence: Evidence) -> dict[str, Any]:
+    """Name -> SVG; those without data are left out."""
+    wanted: dict[str, tuple[list[Any], Callable[[Any], str]]] = {
+        "histogram": (evidence.photos, charts.error_histogram),
+        "groups": (evidence.photos, charts.quality_by_groups),
+        "margins": ([one for one in evidence.codes if one.differing], charts.code_margins),
+        "times": (evidence.time, charts.times),
+        "peaks": (evidence.memory, charts.peaks),
+    }
+    return {name: _safe(draw(data)) for name, (data, draw) in wanted.items() if data}
+
+
+def picture(image: np.ndarray, alt: str, largest: int = _LARGEST, *, exact: bool = False) -> Picture:
+    """uint8 [H, W, 3] as WebP, scaled down to ``largest`` pixels a side; ``exact``: every pixel as it is."""
+    from PIL import Image
+
+    shown = Image.fromarray(np.ascontiguousarray(image))
+    height, width = image.shape[:2]
+    file = io.BytesIO()
+    if exact:
+        shown.save(file, "WEBP", lossless=True)
+    else:
+        shown.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+        shown.save(file, "WEBP", quality=_QUALITY)
+    return Picture(f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", width, height, alt)

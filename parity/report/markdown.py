@@ -1,0 +1,41 @@
+"""A report as Markdown: what the page says, without the pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from mgvq_export.parity.report.evidence import Evidence
+from mgvq_export.parity.report.tables import facts, headline, printable, sections
+from mgvq_export.parity.results import format_value
+
+
+def markdown(evidence: Evidence) -> str:
+    """The whole report, ending with a newline."""
+    lines = [f"# Verification of {_text(evidence.report.facts.get('model', 'a bundle'))}", "", f"**{headline(evidence)}**", ""]
+    lines += [f"- {name}: {_text(value)}" for name, value in facts(evidence)]
+    if evidence.report.failed:
+        lines += ["", "## Failed", ""]
+        lines += [
+            f"- **{_text(check.name)}** is {format_value(check.value or 0)}, wanted {_text(check.tolerance)}. {_text(check.detail)}".rstrip()
+            for check in evidence.report.failed
+        ]
+    for section in sections(evidence):
+        lines += ["", f"## {section.title}", "", section.text]
+        if section.missing:
+            lines += ["", f"*{_text(section.missing)}*"]
+        for table in section.tables:
+            lines += ["", f"### {_text(table.title)}"] if table.title else []
+            lines += ["", *_table(table.columns, table.rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return [f"| {' | '.join(_text(cell) for cell in line)} |" for line in lines]
+
+
+def _text(value: object) -> str:
+    """One line in which nothing is taken for markup."""
+    line = printable(" ".join(str(value).split()))
+    return re.sub(r"([\\`*_\[\]|~$]|<(?=[A-Za-z/!?])|&(?=#?\w+;))", r"\\\1", line)

@@ -1,0 +1,102 @@
+"""Predicted against measured peak memory, each plan in a process of its own: what else this one holds would be counted too.
+
+    python -m mgvq_export.parity.report.peak_memory BUNDLE BACKEND PRECISION HEIGHT WIDTH whole|tiled
+
+prints one JSON row per direction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import BackendError, InputError, MgvqError
+from mgvq_export.parity.report.evidence import MemoryRow
+from mgvq_export.runtime.tiling.memory import forget_peak, peak_bytes, resident_bytes
+from mgvq_export.runtime.tiling.planner import Tiling
+from mgvq_export.runtime.tiling.windows import TrunkPlan
+from mgvq_export.runtime.tokenizer import Tokenizer
+
+_PLENTY = 2**62  # a limit that every plan keeps; one has to be given for freed memory to be returned
+_SHARES = (1 / 2, 2 / 3, 3 / 4, 9 / 10)  # of what one window takes beside the loaded graphs
+_SMALL = 64  # pixels a side of the image coded first
+
+
+def measure_peaks(
+    bundle: Bundle, precision: str, size: tuple[int, int], *, tiled: bool = False, backend: str = "ort-cpu"
+) -> list[MemoryRow]:
+    """Encoding and decoding an image of ``size`` (height, width), in one window or, ``tiled``, where less memory is allowed.
+
+    The process has coded a small image before: the first use loads code that no plan speaks of.
+
+    Raises:
+        BackendError: the backend's memory is not this process's, or the system does not tell a process's peak.
+        InputError: no plan fits.
+    """
+    if backend != "ort-cpu":
+        raise BackendError(f"the memory of {backend} lies on the GPU; plans are held against measurements for ort-cpu only")
+    if not forget_peak():
+        raise BackendError("this system does not tell a process's peak memory; Linux does")
+    arguments = (bundle.path.resolve(), precision, *size, "tiled" if tiled else "whole")
+    command = [sys.executable, "-m", __name__, *map(str, arguments)]
+    # In the bundle's folder: -m puts the working folder on the path, and nothing there can be imported.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=bundle.path)
+    if done.returncode:
+        raise InputError((done.stderr.strip().splitlines() or [f"the measuring process ended with {done.returncode}"])[-1])
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return [MemoryRow(**{**row, "size": tuple(row["size"])}) for row in rows]
+
+
+def run(bundle: Path, precision: str, size: tuple[int, int], *, tiled: bool) -> Iterator[MemoryRow]:
+    """Encode and decode noise; what was predicted and what this process reached."""
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    small = np.ascontiguousarray(noise[:_SMALL, :_SMALL])
+    options: Any = {"backend": "ort-cpu", "precision": precision, "memory_limit": _PLENTY}
+    with Tokenizer.open(bundle, **options) as tokenizer:
+        first = tokenizer.encode(small)
+        plan, limit = _plan(tokenizer, tokenizer.encode_plan, size, tiled)
+        forget_peak()
+        tokens = tokenizer.encode(noise, plan=plan)
+        yield MemoryRow("encode", size, limit, str(plan), plan.peak_bytes, peak_bytes())
+    with Tokenizer.open(bundle, **options) as tokenizer:
+        tokenizer.decode(first)
+        plan, limit = _plan(tokenizer, tokenizer.decode_plan, size, tiled)
+        forget_peak()
+        tokenizer.decode(tokens, plan=plan)
+        yield MemoryRow("decode", size, limit, str(plan), plan.peak_bytes, peak_bytes())
+
+
+def _plan(tokenizer: Tokenizer, find: Callable[[int, int], TrunkPlan], size: tuple[int, int], tiled: bool) -> Any:
+    """A plan and its limit: one window and None; ``tiled``, the plan under the first limit of :data:`_SHARES` that can be kept."""
+    plan = find(*size)
+    if not tiled:
+        return plan, None
+    held = resident_bytes()
+    for share in _SHARES:
+        limit = held + int(share * (plan.peak_bytes - held))
+        tokenizer.tiling = Tiling(limit=limit)
+        with contextlib.suppress(InputError):
+            return find(*size), limit
+    raise InputError(f"windows: none take less than {_SHARES[-1]:.0%} of what one window takes at this size")
+
+
+def main() -> None:
+    bundle, precision, height, width, mode = sys.argv[1:]
+    try:
+        for row in run(Path(bundle), precision, (int(height), int(width)), tiled=mode == "tiled"):
+            print(json.dumps(asdict(row)), flush=True)
+    except MgvqError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""The words and figures of a report, section by section: HTML and Markdown both show these, so that they say the same."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from mgvq_export.parity.report.evidence import Evidence
+from mgvq_export.parity.results import CheckResult, format_value
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under ``columns``."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section: its key (``checks``, then as in :class:`Evidence`), heading, what is shown, tables, and what is missing."""
+
+    key: str
+    title: str
+    text: str
+    tables: list[Table] = field(default_factory=list)
+    missing: str = ""
+
+
+def sections(evidence: Evidence) -> list[Section]:
+    """All sections, in the order of a report."""
+    missing = evidence.missing
+    return [
+        Section("checks", "Checks", CHECKS, [check_table(evidence)]),
+        Section("photos", "Reconstructions", _photos_text(evidence), _photo_tables(evidence), missing.get("photos", "")),
+        Section("codes", "Codes that differ", CODES, _code_tables(evidence), missing.get("codes", "")),
+        Section("tiling", "Windows and their seams", TILING, _tiling_tables(evidence), missing.get("tiling", "")),
+        Section("time", "Time", _time_text(evidence), _time_tables(evidence), missing.get("time", "")),
+        Section("memory", "Memory: plan and measurement", MEMORY, _memory_tables(evidence), missing.get("memory", "")),
+        Section("versions", "Versions and hashes", VERSIONS, _version_tables(evidence)),
+    ]
+
+
+CHECKS = "Each question has a figure of its own, the worst over all images, and a limit with its reason."
+CODES = (
+    "Where two ways of computing the codes of one image disagree. The margin is the gap between the scores of the two codebook "
+    "rows over the length of the slice: a small one is a near-tie, which rounding decides."
+)
+TILING = (
+    "One image cut into windows, against the same image in one window. Exact windows share as much as the network reaches, so "
+    "nothing is lost. Blended tiles know nothing of each other, as in other tiled autoencoders; they are here to compare. Error and "
+    "colour step are means in 8-bit steps: the pixels beside the borders of windows, and all others."
+)
+MEMORY = (
+    "The planner's prediction and the highest mark of a process that coded noise of the first image's size, each in a process of its "
+    "own that had coded a small image before."
+)
+VERSIONS = "What was verified, and with what."
+
+
+def headline(evidence: Evidence) -> str:
+    """``41 passed, 1 reported, 1 skipped``."""
+    return evidence.report.summary()
+
+
+def facts(evidence: Evidence) -> list[tuple[str, str]]:
+    """What was verified, in a few names and values."""
+    known = evidence.report.facts
+    names = {"model": "model", "bundle": "bundle", "backend": "backend", "precisions": "precisions", "images": "images, padded"}
+    rows = [(name, _fact(known[key])) for key, name in names.items() if key in known]
+    if "seconds" in known:
+        rows.append(("checks took", f"{known['seconds']:.1f} s"))
+    return [*rows, ("made", evidence.created)]
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, dict):  # images: name -> height and width
+        return ", ".join(f"{name} ({width}x{height})" for name, (height, width) in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def check_table(evidence: Evidence) -> Table:
+    """Every check, in the order asked."""
+    columns = ("check", "question", "value", "limit", "reason of the limit", "result", "detail")
+    return Table("", columns, [check_row(check) for check in evidence.report.checks])
+
+
+def check_row(check: CheckResult) -> list[str]:
+    """One check as text, in the order of :func:`check_table`."""
+    value = "" if check.value is None else format_value(check.value)
+    reason = check.tolerance.reason if check.tolerance else ""
+    return [check.name, check.question, value, str(check.tolerance or ""), reason, check.status, check.detail]
+
+
+def _photos_text(evidence: Evidence) -> str:
+    return (
+        f"Originals against what {evidence.reference} decodes from all groups of codes, and from the first 1, 2, 4, ... of them. "
+        "Pictures are compressed to be shown here; the figures are of the pixels themselves."
+    )
+
+
+def _photo_tables(evidence: Evidence) -> list[Table]:
+    if not evidence.photos:
+        return []
+    counts = list(evidence.photos[0].psnr_by_groups)
+    columns = ("photo", "size", *(f"{n} group{'s' * (n > 1)}, dB" for n in counts), "mean error", "largest error")
+    rows = [
+        [
+            photo.name,
+            f"{photo.size[1]}x{photo.size[0]}",
+            *(format_psnr(photo.psnr_by_groups[n]) for n in counts),
+            f"{photo.mean_error:.2f}",
+            str(photo.largest_error),
+        ]
+        for photo in evidence.photos
+    ]
+    return [Table("PSNR by groups used; errors of all groups in 8-bit steps", columns, rows)]
+
+
+def _code_tables(evidence: Evidence) -> list[Table]:
+    if not evidence.codes:
+        return []
+    columns = ("comparison", "photo", "codes", "differ", "near-ties", "limit of a near-tie", "median margin", "largest margin")
+    rows = [
+        [
+            one.comparison,
+            one.photo,
+            f"{one.total:,}",
+            f"{one.differing:,} ({one.differing / one.total:.2%})",
+            f"{one.near_ties:,}",
+            f"{one.limit:g}",
+            format_value(one.median_margin),
+            format_value(one.largest_margin),
+        ]
+        for one in evidence.codes
+    ]
+    return [Table("Codes that differ, and their margins", columns, rows)]
+
+
+def _tiling_tables(evidence: Evidence) -> list[Table]:
+    if not evidence.tiling:
+        return []
+    columns = (
+        "tiles",
+        "codes changed",
+        "PSNR to untiled",
+        "largest error",
+        "error at borders",
+        "error inside",
+        "colour step at borders",
+        "colour step inside",
+    )
+    rows = [
+        [
+            row.mode,
+            f"{row.codes_changed:,} of {row.codes:,} ({row.codes_changed / row.codes:.1%})",
+            format_psnr(row.psnr_db),
+            str(row.largest_error),
+            *(
+                f"{value:.3f}"
+                for value in (row.seams.border_error, row.seams.interior_error, row.seams.border_step, row.seams.interior_step)
+            ),
+        ]
+        for row in evidence.tiling
+    ]
+    plans = [[row.mode, row.encode_plan, row.decode_plan] for row in evidence.tiling]
+    first = evidence.tiling[0].photo
+    return [
+        Table(f"{first}, in windows against in one", columns, rows),
+        Table("The windows", ("tiles", "encode", "decode"), plans),
+    ]
+
+
+def _time_text(evidence: Evidence) -> str:
+    if not evidence.time:
+        return "Encoding and decoding, measured in this run."
+    runs, (height, width) = len(evidence.time[0].seconds), evidence.time[0].size
+    return (
+        f"Measured in this run: the first image, {width}x{height}, in memory, untiled, {runs} runs of each row taken in turn, on a machine "
+        "that may have done other things besides."
+    )
+
+
+def _time_tables(evidence: Evidence) -> list[Table]:
+    if not evidence.time:
+        return []
+    rows = []
+    for row in evidence.time:
+        rate = row.size[0] * row.size[1] / 1e6 / row.median
+        spread = (f"{min(row.seconds):.3f}", f"{max(row.seconds):.3f}")
+        rows.append([row.precision, row.direction, f"{row.median:.3f}", *spread, f"{rate:.2f}"])
+    return [Table("Seconds", ("precision", "direction", "median", "fastest", "slowest", "megapixels per second"), rows)]
+
+
+def _memory_tables(evidence: Evidence) -> list[Table]:
+    if not evidence.memory:
+        return []
+    columns = ("direction", "image", "limit", "plan", "predicted", "measured", "prediction is off by")
+    rows = [
+        [
+            row.direction,
+            f"{row.size[1]}x{row.size[0]}",
+            "none" if row.limit_bytes is None else _mebibytes(row.limit_bytes),
+            row.plan,
+            _mebibytes(row.predicted_bytes),
+            _mebibytes(row.measured_bytes),
+            _percent(row.predicted_bytes / row.measured_bytes - 1),
+        ]
+        for row in evidence.memory
+    ]
+    return [Table("Peak memory of the process", columns, rows)]
+
+
+def _version_tables(evidence: Evidence) -> list[Table]:
+    tables = [Table(title, ("", ""), [[name, value] for name, value in rows.items()]) for title, rows in evidence.about.items()]
+    rows = [[str(entry["file"]), f"{entry['bytes']:,}", str(entry["sha256"])] for entry in evidence.files]
+    return [*tables, Table("Files of the bundle", ("file", "bytes", "SHA-256"), rows)]
+
+
+def format_psnr(value: float) -> str:
+    """``31.42``; ``equal`` for no difference at all."""
+    return "equal" if math.isinf(value) else f"{value:.2f}"
+
+
+def printable(text: str) -> str:
+    """A name as a page can hold it: file names may hold control characters, and bytes that are no text."""
+    text = text.encode("utf-8", "replace").decode()
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
+
+
+def _percent(share: float) -> str:
+    return f"{round(share, 3) + 0.0:+.1%}"  # + 0.0: no "-0.0 %"

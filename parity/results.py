@@ -1,0 +1,124 @@
+"""What a verification found: one result per question, and all of them together. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mgvq_export.core.errors import CheckFailed
+from mgvq_export.parity.tolerances import Tolerance
+
+PASSED, FAILED, REPORTED, SKIPPED = "passed", "FAILED", "reported", "skipped"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The answer to one question.
+
+    Attributes:
+        name: question, then what was compared, e.g. ``network/latent``.
+        question: the same as a sentence.
+        status: ``passed``, ``FAILED``, ``reported`` (a figure that nothing judges) or ``skipped``.
+        value: the figure; the worst of all images. None when skipped.
+        tolerance: the row of the table it is held against; None when nothing judges it.
+        detail: where the worst was, how many codes differ, or why it was skipped.
+    """
+
+    name: str
+    question: str
+    status: str
+    value: float | None = None
+    tolerance: Tolerance | None = None
+    detail: str = ""
+
+    @classmethod
+    def judged(cls, name: str, question: str, value: float, tolerance: Tolerance, detail: str = "") -> CheckResult:
+        """``value`` held against ``tolerance``."""
+        status = PASSED if tolerance.holds(value) else FAILED
+        return cls(name, question, status, value, tolerance, detail)
+
+    @classmethod
+    def skipped(cls, name: str, question: str, why: str) -> CheckResult:
+        """A question that could not be asked."""
+        return cls(name, question, SKIPPED, detail=why)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; values that are no finite number as text."""
+        return {
+            "name": self.name,
+            "question": self.question,
+            "status": self.status.lower(),
+            "value": _finite(self.value),
+            "limit": self.tolerance and self.tolerance.limit,
+            "limit_is": self.tolerance and ("minimum" if self.tolerance.at_least else "maximum"),
+            "unit": self.tolerance and self.tolerance.unit,
+            "reason": self.tolerance and self.tolerance.reason,
+            "detail": self.detail,
+        }
+
+
+@dataclass
+class ParityReport:
+    """All results of one verification.
+
+    Attributes:
+        checks: in the order asked.
+        facts: what was verified: bundle, model, backend, images, seconds.
+    """
+
+    checks: list[CheckResult] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def extend(self, checks: Iterable[CheckResult]) -> None:
+        """Add results."""
+        self.checks.extend(checks)
+
+    @property
+    def failed(self) -> list[CheckResult]:
+        """The results above tolerance."""
+        return [check for check in self.checks if check.status == FAILED]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is above tolerance."""
+        return not self.failed
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**self.facts, "passed": self.passed, "checks": [check.to_dict() for check in self.checks]}
+
+    def table(self) -> tuple[tuple[str, ...], list[list[str]]]:
+        """Columns and rows of text."""
+        rows = []
+        for check in self.checks:
+            value = "" if check.value is None else format_value(check.value)
+            rows.append([check.name, value, str(check.tolerance or ""), check.status, check.detail])
+        return ("check", "value", "limit", "result", "detail"), rows
+
+    def summary(self) -> str:
+        """``14 passed, 1 FAILED, 2 skipped``."""
+        counts = [
+            (sum(check.status == status for check in self.checks), status) for status in (PASSED, FAILED, REPORTED, SKIPPED)
+        ]
+        return ", ".join(f"{count} {status}" for count, status in counts if count)
+
+    def raise_if_failed(self) -> None:
+        """Raise :class:`CheckFailed`, naming every result above tolerance, if there is any."""
+        if self.failed:
+            named = "; ".join(
+                f"{check.name} is {format_value(check.value or 0)}, wanted {check.tolerance}" for check in self.failed
+            )
+            raise CheckFailed(f"{len(self.failed)} of {len(self.checks)} checks failed: {named}")
+
+
+def format_value(value: float) -> str:
+    """A figure as people read it: 3 significant digits, scientific when small."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    return f"{value:.2e}" if abs(value) < 1e-3 else f"{value:.4g}"
+
+
+def _finite(value: float | None) -> float | str | None:
+    return value if value is None or math.isfinite(value) else str(value)

@@ -1,0 +1,113 @@
+"""What a TensorRT engine is and holds: from the bundle's manifest, and from the engine itself where it can be loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mgvq_export.core.errors import BackendError, InputError
+from mgvq_export.core.files import PathLike
+from mgvq_export.ops.trt_machine import find_machine, import_tensorrt
+from mgvq_export.runtime.tensorrt.engines import LoadedEngine, Record, engine_problems, find_record, load_engine
+
+
+@dataclass
+class EngineDescription:
+    """What is known of an engine.
+
+    Attributes:
+        record: its entry in the manifest of the bundle it lies in, its bytes compared with the hash; None outside a bundle.
+        runs_here: ``yes``, or why it cannot run on this machine.
+        contents: what the engine itself says (:func:`read_contents`); empty when it was not loaded.
+        not_loaded: why it was not; empty when it was.
+    """
+
+    path: Path
+    record: Record | None
+    runs_here: str
+    contents: dict[str, Any] = field(default_factory=dict)
+    not_loaded: str = ""
+
+
+def describe_engine(path: PathLike, *, trust: bool = False, allow_host_code: bool = False) -> EngineDescription:
+    """The engine at ``path``.
+
+    One in a bundle is described by the manifest, and by itself as well where TensorRT and its GPU are at hand. One outside a bundle can
+    only be asked itself, which means loading it.
+
+    Args:
+        trust: load a file that lies in no bundle.
+        allow_host_code: load it although it runs code of its own on the host, as version-compatible engines do.
+
+    Raises:
+        InputError: no such file, or it lies outside a bundle and is not trusted.
+        BundleError: the file has changed since it was built.
+        BackendError: outside a bundle: no TensorRT or GPU here, or TensorRT refuses the file.
+    """
+    path = Path(path)
+    found = find_record(path)
+    if found is None:
+        if not path.is_file():
+            raise InputError(f"cannot read {path}: no such file; give the path of an engine")
+        if not trust:
+            raise InputError(
+                f"{path} lies in no bundle, so nothing says who made it, and loading an engine can run code: add --trust if you built it yourself"
+            )
+        return EngineDescription(path, None, "yes", read_contents(load_engine(path, trust=True, allow_host_code=allow_host_code)))
+    bundle, record = found
+    bundle.check_file(record)
+    try:
+        machine = find_machine()
+    except BackendError as error:
+        return EngineDescription(path, record, f"unknown: {error}", not_loaded="TensorRT is not usable here")
+    if problems := engine_problems(record, machine):
+        return EngineDescription(path, record, f"no: {problems[0]}", not_loaded="it does not run here")
+    try:
+        return EngineDescription(path, record, "yes", read_contents(load_engine(path, allow_host_code=allow_host_code)))
+    except BackendError as error:
+        return EngineDescription(path, record, f"no: {error}", not_loaded="loading it failed")
+
+
+def read_contents(loaded: LoadedEngine) -> dict[str, Any]:
+    """What an engine says of itself: ``inputs``, ``outputs`` and ``profiles`` as in the manifest, ``layers`` (name, type), memory."""
+    trt, engine = import_tensorrt(), loaded.engine
+    sides: dict[str, list[dict[str, Any]]] = {"inputs": [], "outputs": []}
+    for name, dtype in (loaded.inputs | loaded.outputs).items():
+        shape = list(engine.get_tensor_shape(name))
+        sides["inputs" if name in loaded.inputs else "outputs"].append({"name": name, "dtype": dtype.name, "shape": shape})
+    dynamic = [value["name"] for value in sides["inputs"] if -1 in value["shape"]]
+    profiles = []
+    for index in range(engine.num_optimization_profiles):
+        shapes = {name: engine.get_tensor_profile_shape(name, index) for name in dynamic}
+        profiles.append({name: dict(zip(("min", "opt", "max"), map(list, three), strict=True)) for name, three in shapes.items()})
+    inspector = engine.create_engine_inspector()
+    layers = parse_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return {
+        **sides,
+        "profiles": profiles,
+        "layers": layers,
+        "plugin layers": sum(is_plugin(layer) for layer in layers),
+        "scratch bytes": int(engine.device_memory_size_v2),
+    }
+
+
+def parse_layers(text: str) -> list[dict[str, str]]:
+    """Name and type of every layer in the engine inspector's JSON; the type is empty when the engine was built without details."""
+    try:
+        entries = json.loads(text).get("Layers", [])
+    except (ValueError, AttributeError):
+        return []  # an engine built to tell nothing
+    return [
+        {"name": str(entry.get("Name", "")), "type": str(entry.get("LayerType", ""))}
+        if isinstance(entry, Mapping)
+        else {"name": str(entry), "type": ""}
+        for entry in entries
+    ]
+
+
+def is_plugin(layer: Mapping[str, str]) -> bool:
+    """Whether a layer is the plugin: by its type, or by the name of its node where types are not kept."""
+    return "plugin" in layer["type"].lower() or (not layer["type"] and "quantize/argmin" in layer["name"])

@@ -1,0 +1,1 @@
+"""Exact tiling: windows, planner, blend, memory."""
