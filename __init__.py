@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mgvq_export.export.engines.options import BuildOptions
     from mgvq_export.model.checkpoint import load_checkpoint
     from mgvq_export.parity.verify import verify
+    from mgvq_export.runtime.image_files import read_image
     from mgvq_export.runtime.tensorrt.session import TensorRtOptions
     from mgvq_export.runtime.tokenizer import Tokenizer
 
@@ -32,6 +33,7 @@ __all__ = [
     "build_engines",
     "export_bundle",
     "load_checkpoint",
+    "read_image",
     "verify",
 ]
 
@@ -46,6 +48,7 @@ _HOMES = {
     "build_engines": "export.engines.build",
     "export_bundle": "export.bundles",
     "load_checkpoint": "model.checkpoint",
+    "read_image": "runtime.image_files",
     "verify": "parity.verify",
 }
 

@@ -183,7 +183,7 @@ def encode(bundle: Path, images: tuple[Path, ...], output: Path, packed: bool, m
 def decode(bundle: Path, tokens: tuple[Path, ...], output: Path, groups: int | None, **options: Any) -> None:
     """Turn token files into images, <name>.png."""
     from mgvq_export.core.tokens import Tokens
-    from mgvq_export.runtime.images import write_image
+    from mgvq_export.runtime.image_files import write_image
 
     run = Run(bundle, tokens, output, ".png", options)
     run.tokenizer.check_groups(groups)
@@ -204,7 +204,7 @@ def reconstruct(
 ) -> None:
     """Encode and decode images, <name>.png, and print the PSNR."""
     from mgvq_export.parity.metrics import psnr
-    from mgvq_export.runtime.images import write_image
+    from mgvq_export.runtime.image_files import write_image
 
     run = Run(bundle, images, output, ".png", options)
     run.tokenizer.check_groups(groups)

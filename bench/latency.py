@@ -26,7 +26,7 @@ from mgvq_export.core.files import PathLike
 from mgvq_export.core.spec import ModelSpec, Part
 from mgvq_export.core.tokens import Tokens
 from mgvq_export.parity.verify import SAMPLES
-from mgvq_export.runtime.images import read_image, write_image
+from mgvq_export.runtime.image_files import read_image, write_image
 from mgvq_export.runtime.pipeline import Pipeline
 from mgvq_export.runtime.tokenizer import Tokenizer
 

@@ -14,7 +14,8 @@ from mgvq_export.bench.timing import Laps
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.core.spec import Part
-from mgvq_export.runtime.images import pad_to_multiple, read_image, to_float, to_uint8
+from mgvq_export.runtime.image_files import read_image
+from mgvq_export.runtime.images import pad_to_multiple, to_float, to_uint8
 
 if TYPE_CHECKING:
     import torch

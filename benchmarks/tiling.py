@@ -29,7 +29,8 @@ from mgvq_export.core.spec import Part
 from mgvq_export.parity.graphs import pixels_of, tiled_pixels
 from mgvq_export.parity.metrics import psnr
 from mgvq_export.parity.seams import measure_seams
-from mgvq_export.runtime.images import read_image, to_uint8, write_image
+from mgvq_export.runtime.image_files import read_image, write_image
+from mgvq_export.runtime.images import to_uint8
 from mgvq_export.runtime.pipeline import Pipeline
 from mgvq_export.runtime.tiling.memory import forget_peak, peak_bytes
 from mgvq_export.runtime.tiling.planner import Costs

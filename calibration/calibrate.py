@@ -23,7 +23,7 @@ from mgvq_export.core.precision_plan import MadeFor
 from mgvq_export.export.graphs.plans import check_plan
 from mgvq_export.model.network import MGVQ
 from mgvq_export.parity.network import find_network
-from mgvq_export.runtime.images import read_image
+from mgvq_export.runtime.image_files import read_image
 
 _HELD_OUT_SIDE = 1024  # pixels: held-out images go through the network whole, untiled
 

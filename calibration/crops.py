@@ -12,7 +12,7 @@ import numpy as np
 
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.files import PathLike, sha256_file
-from mgvq_export.runtime.images import read_image
+from mgvq_export.runtime.image_files import read_image
 
 #: Files of a folder that are taken for images.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")

@@ -197,7 +197,7 @@ class Run:
         return self.output / f"{path.stem}{self.suffix}"
 
     def read(self, path: Path, max_pixels: int | None) -> Any:
-        from mgvq_export.runtime.images import MAX_PIXELS, read_image
+        from mgvq_export.runtime.image_files import MAX_PIXELS, read_image
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about damaged files that it then refuses: one line is enough

@@ -18,7 +18,7 @@ from mgvq_export.evaluation.plots import write_plots
 from mgvq_export.evaluation.protocol import Protocol
 from mgvq_export.evaluation.published import BENCHMARKS
 from mgvq_export.evaluation.results import Results
-from mgvq_export.runtime.images import MAX_PIXELS
+from mgvq_export.runtime.image_files import MAX_PIXELS
 from mgvq_export.runtime.tokenizer import Tokenizer
 
 #: Makes a context whose value is called with (name of an image, images done).

@@ -12,7 +12,7 @@ import numpy as np
 
 from mgvq_export.core.files import make_folder
 from mgvq_export.parity.verify import SAMPLES
-from mgvq_export.runtime.images import read_image, write_image
+from mgvq_export.runtime.image_files import read_image, write_image
 
 SHEET_HEIGHT = 320  # pixels of one row of the contact sheet
 CAPTION = 22

@@ -29,7 +29,7 @@ from mgvq_export.evaluation.journal import Journal
 from mgvq_export.evaluation.perceptual import InceptionFeatures, Lpips, missing_package
 from mgvq_export.evaluation.protocol import VERSION, Protocol, resize_and_crop
 from mgvq_export.evaluation.results import Results, summarise
-from mgvq_export.runtime.images import MAX_PIXELS, decode_image
+from mgvq_export.runtime.image_files import MAX_PIXELS, decode_image
 from mgvq_export.runtime.tokenizer import Tokenizer
 
 #: Called with (name of an image, images done).

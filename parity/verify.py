@@ -20,7 +20,8 @@ from mgvq_export.parity.context import SAMPLE_SIDE, Images, Subject
 from mgvq_export.parity.report.gather import gather
 from mgvq_export.parity.report.write import open_reports
 from mgvq_export.parity.results import ParityReport
-from mgvq_export.runtime.images import pad_to_multiple, read_image
+from mgvq_export.runtime.image_files import read_image
+from mgvq_export.runtime.images import pad_to_multiple
 from mgvq_export.runtime.tokenizer import TENSORRT, Tokenizer
 
 if TYPE_CHECKING:

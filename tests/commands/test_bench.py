@@ -18,7 +18,7 @@ from mgvq_export.cli import main
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.spec import Part
-from mgvq_export.runtime.images import write_image
+from mgvq_export.runtime.image_files import write_image
 from mgvq_export.runtime.tokenizer import Tokenizer
 from mgvq_export.tests.support.checks import one_line
 

@@ -13,7 +13,8 @@ from mgvq_export.parity.report.evidence import Evidence
 from mgvq_export.parity.report.gather import gather
 from mgvq_export.parity.results import CheckResult, ParityReport
 from mgvq_export.parity.tolerances import tolerance
-from mgvq_export.runtime.images import pad_to_multiple, write_image
+from mgvq_export.runtime.image_files import write_image
+from mgvq_export.runtime.images import pad_to_multiple
 
 #: Names as a folder may hold them: markup, what Markdown and matplotlib take for more than text, bytes that are no text.
 HOSTILE = ("<img src=x onerror=alert(1)>.png", "_a|b`$x_{y$ & \"q'.png", "new\nline\x07.png", os.fsdecode(b"\xff\xfe.png"))

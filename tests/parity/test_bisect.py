@@ -81,7 +81,7 @@ def test_a_float16_overflow_is_found_where_it_begins(copy: Path, noise: np.ndarr
 
 def test_the_command_prints_the_node(copy: Path, noise: np.ndarray, tmp_path: Path) -> None:
     from mgvq_export.cli import main
-    from mgvq_export.runtime.images import write_image
+    from mgvq_export.runtime.image_files import write_image
 
     scale_initializer(copy, "fp32", Part.ENCODER_HEAD, "quant_conv.weight", 1.01)
     write_image(tmp_path / "noise.png", noise)

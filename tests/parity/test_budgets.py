@@ -36,7 +36,7 @@ def bundle(tiny_checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corner of a photo: enough, and fast."""
-    from mgvq_export.runtime.images import read_image, write_image
+    from mgvq_export.runtime.image_files import read_image, write_image
 
     path = tmp_path_factory.mktemp("pictures") / "corner.png"
     write_image(path, read_image(min(SAMPLES.glob("*.jpg")))[:128, :160])

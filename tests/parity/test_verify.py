@@ -15,7 +15,7 @@ from mgvq_export.core.errors import BundleError, CheckFailed, InputError
 from mgvq_export.core.spec import Part
 from mgvq_export.parity.results import FAILED, PASSED, SKIPPED, ParityReport
 from mgvq_export.parity.verify import compare_with_network, verify
-from mgvq_export.runtime.images import write_image
+from mgvq_export.runtime.image_files import write_image
 from mgvq_export.tests.support.faults import change_graph, scale_weight
 
 onnx = pytest.importorskip("onnx")

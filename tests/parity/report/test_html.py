@@ -20,7 +20,7 @@ from mgvq_export.parity.report.gather import PHOTOS, gather
 from mgvq_export.parity.report.html import PAGE
 from mgvq_export.parity.report.write import open_reports, render
 from mgvq_export.parity.results import ParityReport, format_value
-from mgvq_export.runtime.images import write_image
+from mgvq_export.runtime.image_files import write_image
 from mgvq_export.tests.support.checks import one_line
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
