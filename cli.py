@@ -77,12 +77,12 @@ def export(
     """
     from mgvq_export.core.precision_plan import PrecisionPlan
     from mgvq_export.core.spec import Part
-    from mgvq_export.export.bundles import check_target, export_bundle
+    from mgvq_export.export.bundles import check_target, write_bundle
     from mgvq_export.model.checkpoint import load_checkpoint
 
     start = time.perf_counter()
     loaded_plans = [PrecisionPlan.load(plan) for plan in plans]
-    check_target(output, precision, loaded_plans, replace=force)  # before a download
+    target = check_target(output, precision, loaded_plans, replace=force)  # before a download
     loaded = load_checkpoint(checkpoint, variant)
     steps = 0
     with progress_bar("export", len(Part) * (len(set(precision)) + len(plans))) as update:
@@ -92,7 +92,7 @@ def export(
             update(step, steps)
             steps += 1
 
-        bundle = export_bundle(loaded, output, precisions=precision, plans=loaded_plans, replace=force, progress=report)
+        bundle = write_bundle(loaded, target, progress=report)
     lines = Lines(as_json)
     experimental = {plan.name for plan in loaded_plans if "fp8" in plan.counts()}
     names = (f"{name} (experimental)" if name in experimental else name for name in bundle.precisions)

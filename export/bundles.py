@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,26 @@ from mgvq_export.core.spec import TRUNKS, Part
 from mgvq_export.export.graphs.builder import OPSET, WeightStore, value_entry
 from mgvq_export.export.graphs.parts import build_graph, parts
 from mgvq_export.export.graphs.plans import check_plan
-from mgvq_export.export.graphs.receptive_field import reach
+from mgvq_export.export.graphs.receptive_field import receptive_field
 from mgvq_export.model.checkpoint import Checkpoint
 from mgvq_export.model.network import MGVQ
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a bundle shall hold and where it goes, as :func:`check_target` found it possible.
+
+    Attributes:
+        path: the folder.
+        precisions: what its graphs are made from, by the names of their folders: ``fp32``, ``fp16`` or a plan.
+        replace: whether there is a bundle at ``path`` already, which is to be replaced.
+    """
+
+    path: Path
+    precisions: Mapping[str, str | PrecisionPlan]
+    replace: bool
 
 
 def export_bundle(
@@ -49,8 +65,6 @@ def export_bundle(
 ) -> Bundle:
     """Write the bundle of ``checkpoint`` to the folder ``path``, whole or not at all.
 
-    Build every graph of every precision, check it, measure the reach of the trunks, write; the manifest comes last.
-
     Args:
         precisions: ``fp32``, ``fp16``, or both; equal ones are written once.
         plans: further precisions, each written to the folder called as its plan is.
@@ -61,33 +75,11 @@ def export_bundle(
         InputError: an unknown precision, a plan made for another checkpoint or for nodes it does not have, or a folder that cannot
             be written.
     """
-    replace = check_target(path, precisions, plans, replace=replace)
-    network = checkpoint.network()
-    for plan in plans:
-        plan.check_made_for(checkpoint_sha256=checkpoint.sha256, codebook_sha256=codebook_sha256(network))
-        check_plan(plan, network)
-    with atomic_folder(path, replace=replace) as folder:
-        wanted: dict[str, str | PrecisionPlan] = {precision: precision for precision in precisions}
-        wanted |= {plan.name: plan for plan in plans}
-        entries = {name: _write_precision(network, name, precision, folder, progress) for name, precision in wanted.items()}
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "spec": checkpoint.spec.to_dict(),
-            "source": {"name": checkpoint.source, "sha256": checkpoint.sha256, "revision": checkpoint.revision},
-            "codebook_sha256": codebook_sha256(network),
-            "reach": _reaches(folder, next(iter(entries)), parts(checkpoint.spec)),
-            "precisions": entries,
-            "engines": [],
-            "tools": {"mgvq-export": mgvq_export.__version__}
-            | {name: package_version(name) for name in ("torch", "onnx", "numpy")},
-        }
-        (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
-    return Bundle.open(path)
+    return write_bundle(checkpoint, check_target(path, precisions, plans, replace=replace), progress=progress)
 
 
-def check_target(path: PathLike, precisions: Sequence[str], plans: Sequence[PrecisionPlan] = (), *, replace: bool) -> bool:
-    """Refuse early what :func:`export_bundle` would refuse; returns whether an old bundle at ``path`` is to be replaced.
+def check_target(path: PathLike, precisions: Sequence[str], plans: Sequence[PrecisionPlan] = (), *, replace: bool) -> Target:
+    """Check what can be checked without the checkpoint, so that a wrong folder is refused before a download.
 
     Raises :class:`InputError`: an unknown precision, two of one name, or a non-empty folder that is no bundle or not to be replaced.
     """
@@ -101,28 +93,52 @@ def check_target(path: PathLike, precisions: Sequence[str], plans: Sequence[Prec
             raise InputError(
                 f"two precisions are called {name}: give each plan a name of its own, or leave --precision {name} out"
             )
+    wanted: dict[str, str | PrecisionPlan] = {precision: precision for precision in precisions}
+    wanted |= {plan.name: plan for plan in plans}
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"cannot write the bundle {path}: a file has that name; choose another")
     if not path.is_dir() or not any(path.iterdir()):
-        return False
+        return Target(path, wanted, replace=False)
     if not (path / MANIFEST).is_file():
         raise InputError(f"cannot write the bundle {path}: the folder is not empty and no bundle; choose another")
     if not replace:
         raise InputError(
             f"cannot write the bundle {path}: there is one already; add --force to replace it, or choose another folder"
         )
-    return True
+    return Target(path, wanted, replace=True)
 
 
-def _reaches(folder: Path, precision: str, present: Sequence[Part]) -> dict[str, dict[str, int]]:
-    """Strides and receptive field of every trunk, read off the graphs just written."""
-    found = {}
-    for part in TRUNKS:
-        if part in present:
-            model = onnx.load(folder / graph_name(precision, part), load_external_data=False)
-            found[str(part)] = dataclasses.asdict(reach(model))
-    return found
+def write_bundle(checkpoint: Checkpoint, target: Target, *, progress: Progress = lambda step: None) -> Bundle:
+    """:func:`export_bundle` for a target that has been checked.
+
+    Build every graph of every precision, check it, compute the receptive fields of the trunks, write; the manifest comes last.
+    """
+    network = checkpoint.network()
+    codebook = codebook_sha256(network)
+    for plan in target.precisions.values():
+        if isinstance(plan, PrecisionPlan):
+            plan.check_made_for(checkpoint_sha256=checkpoint.sha256, codebook_sha256=codebook)
+            check_plan(plan, network)
+    with atomic_folder(target.path, replace=target.replace) as folder:
+        entries: dict[str, Any] = {}
+        for name, precision in target.precisions.items():
+            entries[name], models = _write_precision(network, name, precision, folder, progress)
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "spec": checkpoint.spec.to_dict(),
+            "source": {"name": checkpoint.source, "sha256": checkpoint.sha256, "revision": checkpoint.revision},
+            "codebook_sha256": codebook,
+            # The same in every precision: quantizing a value moves nothing.
+            "reach": {str(part): dataclasses.asdict(receptive_field(models[part])) for part in TRUNKS if part in models},
+            "precisions": entries,
+            "engines": [],
+            "tools": {"mgvq-export": mgvq_export.__version__}
+            | {name: package_version(name) for name in ("torch", "onnx", "numpy")},
+        }
+        (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
+    return Bundle.open(target.path)
 
 
 def codebook_sha256(network: MGVQ) -> str:
@@ -136,7 +152,8 @@ def codebook_sha256(network: MGVQ) -> str:
 
 def _write_precision(
     network: MGVQ, name: str, precision: str | PrecisionPlan, folder: Path, progress: Progress
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[Part, onnx.ModelProto]]:
+    """Write the graphs of one precision. Returns its entry in the manifest, and the graphs."""
     (folder / name).mkdir()
     weights = WeightStore()
     models = {}
@@ -160,4 +177,4 @@ def _write_precision(
         (folder / plan_name(name)).write_bytes(precision.to_bytes())
         entry["plan"] = file_entry(folder, plan_name(name))
         entry["calibration"] = dict(precision.calibration)
-    return entry
+    return entry, models

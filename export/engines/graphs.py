@@ -23,6 +23,7 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from mgvq_export.core.errors import BundleError
+from mgvq_export.export.graphs.builder import value_entry
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
 from mgvq_export.ops.trt_plugin import NODE_ATTRIBUTES
 
@@ -65,7 +66,7 @@ def engine_graph(path: Path) -> EngineGraph:
     report_non_finite(model)
     use_uint8_images(model)
     graph = model.graph
-    inputs, outputs = [_value(value) for value in graph.input], [_value(value) for value in graph.output]
+    inputs, outputs = [value_entry(value) for value in graph.input], [value_entry(value) for value in graph.output]
     return EngineGraph(model.SerializeToString(deterministic=True), inputs, outputs, plugins)
 
 
@@ -166,9 +167,3 @@ def _chain(graph: GraphProto, source: str, target: str, steps: Sequence[Step]) -
 def _make_uint8(value: onnx.ValueInfoProto) -> None:
     batch, channels, height, width = (dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
     value.CopyFrom(helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, [batch, height, width, channels]))
-
-
-def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
-    tensor = value.type.tensor_type
-    shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
-    return {"name": value.name, "dtype": helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, "shape": shape}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mgvq_export.core.bundle import stride
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.spec import TRUNKS, ModelSpec, Part
 
@@ -136,29 +137,25 @@ def profiles(spec: ModelSpec, part: Part, inputs: Sequence[Mapping[str, Any]], o
         batch = 1 if options.tile is not None else options.batch
     found = []
     for size in sizes:
-        shapes = {value["name"]: [_dimension(spec, dim, size) for dim in value["shape"]] for value in inputs}
+        shapes = {value["name"]: _shape(spec, value, size) for value in inputs}
         found.append({name: _profile(shape, batch) for name, shape in shapes.items() if None in shape})
     return found
 
 
-def _whole_cells(tile: Size, stride: int) -> Size:
+def _whole_cells(tile: Size, cell: int) -> Size:
     for axis, side in zip(("height", "width"), tile, strict=True):
-        if side % stride:
+        if side % cell:
             raise InputError(
-                f"tile {axis} is {side} px; wanted a multiple of {stride}, such as {max(1, round(side / stride)) * stride}"
+                f"tile {axis} is {side} px; wanted a multiple of {cell}, such as {max(1, round(side / cell)) * cell}"
             )
     return tile
 
 
-def _dimension(spec: ModelSpec, dimension: int | str, size: Size) -> int | None:
-    """A dimension for an image of ``size``; None for the batch."""
-    if isinstance(dimension, int):
-        return dimension
-    if dimension == "batch":
-        return None
-    map_name, _, axis = dimension.rpartition("_")
-    stride = {"": 1, "inner": 2 ** (spec.inner_stage or 0), "feature": spec.trunk_stride, "latent": spec.downsample}[map_name]
-    return size[("height", "width").index(axis)] // stride
+def _shape(spec: ModelSpec, value: Mapping[str, Any], size: Size) -> list[int | None]:
+    """The shape of a graph's input for an image of ``size``; None for the batch."""
+    height, width = (side // stride(spec, value["name"]) for side in size)
+    sides = {"batch": None, "height": height, "width": width}
+    return [dim if isinstance(dim, int) else sides[dim.rpartition("_")[2]] for dim in value["shape"]]
 
 
 def _profile(shape: Sequence[int | None], batch: int) -> Profile:

@@ -1,4 +1,4 @@
-"""Writes ONNX graphs: nodes with stable names, typed values, weights collected once for all graphs."""
+"""Builds ONNX graphs: nodes with stable names, typed values, weights stored once for all graphs of a precision."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ IR_VERSION = 10
 ALIGNMENT = 4096  # one page: runtimes may map tensors instead of copying them
 
 FLOAT, FLOAT16, INT32, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64
-NUMPY_TYPE: dict[int, np.dtype] = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16)}
+NUMPY_TYPE: dict[int, np.dtype[np.generic]] = {FLOAT: np.dtype(np.float32), FLOAT16: np.dtype(np.float16)}
 ONNX_TYPE = {"fp32": FLOAT, "fp16": FLOAT16}
+
+#: Values of a node's attributes.
+Attribute = int | str | Sequence[int]
 
 _SCALAR = "scalar:"
 
@@ -72,15 +75,16 @@ class WeightStore:
 class GraphBuilder:
     """One ONNX graph under construction.
 
-    A node's name is the name of the PyTorch module it stands for, then, where a layer takes several nodes, a slash and the step
-    (``encoder.stages.3.op_list.0.main.conv2.norm/scale``). Its (first) output carries the same name, so a value in a profile or a
-    comparison leads straight to the layer. Every value has a float type; :meth:`node` casts what does not match the
-    type the node runs in, and :meth:`float32` opens an island that stays float32 in a float16 graph.
+    A node has the name of its PyTorch module and, where a layer takes several nodes, a slash and the step
+    (``encoder.stages.3.op_list.0.main.conv2.norm/scale``). Its (first) output has the same name, so that a value in a profile or a
+    comparison can be traced to its layer. :meth:`node` casts float inputs to the type the node runs in; nodes added within
+    :meth:`float32` stay float32 in a float16 graph.
 
-    A precision plan has the last word on every :meth:`node`: its type, or that its inputs pass through eight bits
+    A precision plan overrides the type of every :meth:`node` that it names, or makes its inputs pass through eight bits
     (QuantizeLinear and DequantizeLinear, which TensorRT fuses into an 8-bit convolution). Quantization happens here, as the
-    graph is written, and not by rewriting finished graphs (``onnxruntime.quantization``): all graphs of a bundle share one file of
-    weights, node names stay the modules', scales have the graph's type, and what is not named stays the same to the byte.
+    graph is written, and not by rewriting finished graphs (``onnxruntime.quantization``). So all graphs of a bundle share one file of
+    weights, nodes keep the modules' names, scales have the graph's type, and nodes that the plan does not name are written byte for
+    byte as without it.
     """
 
     def __init__(self, weights: WeightStore, dtype: int, plan: PrecisionPlan | None = None):
@@ -96,7 +100,7 @@ class GraphBuilder:
         self.choices: dict[str, onnx.NodeProto] = {}
         self._names: set[str] = set()
         self._untyped: dict[str, np.ndarray] = {}  # weights and scalars that no node has read yet
-        self._quantized: dict[tuple, str] = {}
+        self._quantized: dict[tuple[str, str, float, int], str] = {}
 
     def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
         """Declare a graph input; string dimensions are dynamic."""
@@ -136,7 +140,9 @@ class GraphBuilder:
             self.types[name] = dtype
         return name
 
-    def node(self, op: str, *inputs: str, name: str, outputs: Sequence[str] = (), dtype: int | None = None, **attributes) -> str:
+    def node(
+        self, op: str, *inputs: str, name: str, outputs: Sequence[str] = (), dtype: int | None = None, **attributes: Attribute
+    ) -> str:
         """Add a node and return its first output. Float inputs are cast to the type it runs in; ``dtype``: the output's, when it differs.
 
         Raises :class:`InputError` when the plan asks for what the node cannot do.
@@ -157,16 +163,18 @@ class GraphBuilder:
             self.types[output] = runs_in if dtype is None else dtype
         return outputs[0]
 
-    def _plan(self, op: str, inputs: Sequence[str], name: str, attributes: Mapping[str, Any]) -> NodePlan | None:
-        """What the plan says of a node, when that can be done."""
+    def _plan(self, op: str, inputs: Sequence[str], name: str, attributes: Mapping[str, Attribute]) -> NodePlan | None:
+        """What the plan says of a node; checked. None: the plan does not name it."""
         plan = self.plan.nodes.get(name) if self.plan else None
         if plan is not None:
             weight = self._untyped.get(inputs[1]) if op == "Conv" else None
+            groups = attributes.get("group", 1)
+            assert isinstance(groups, int)
             eight_bit.check_node(
                 name,
                 op,
                 plan,
-                groups=attributes.get("group", 1),
+                groups=groups,
                 channels=0 if weight is None else len(weight),
                 activations=tuple(value not in self._untyped and value not in self.initializers for value in inputs),
             )
@@ -233,19 +241,27 @@ class GraphBuilder:
         scale = self._store(f"{stored}.scale", scales)
         return self.raw_node("DequantizeLinear", values, scale, name=f"{name}/dequantize_weight", dtype=dtype, axis=0)
 
-    def raw_node(self, op: str, *inputs: str, name: str, dtype: int, domain: str = "", **attributes) -> str:
+    def raw_node(self, op: str, *inputs: str, name: str, dtype: int, domain: str = "", **attributes: Attribute) -> str:
         """Add a node whose inputs keep their types and whose one output has type ``dtype``."""
         self._append(op, inputs, (name,), name, attributes, domain)
         self.types[name] = dtype
         return name
 
     def _append(
-        self, op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, attributes: dict, domain: str = ""
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        name: str,
+        attributes: Mapping[str, Attribute],
+        domain: str = "",
     ) -> onnx.NodeProto:
         if name in self._names:
             raise ValueError(f"two nodes are called {name}")
         self._names.add(name)
-        self.nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes))
+        node = helper.make_node(op, inputs, outputs, name=name, domain=domain)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in sorted(attributes.items()))
+        self.nodes.append(node)
         return self.nodes[-1]
 
     def weight(self, name: str, array: np.ndarray, *, dtype: int | None = None) -> str:

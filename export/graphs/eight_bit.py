@@ -7,7 +7,7 @@ clipped; zero point 0. int8 weights keep to -127..127 so that the range is symme
 from __future__ import annotations
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.precision_plan import LARGEST, NodePlan
@@ -16,13 +16,9 @@ from mgvq_export.core.precision_plan import LARGEST, NodePlan
 ONNX_TYPE: dict[str, int] = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 
 
-def numpy_type(precision: str) -> np.dtype:
+def numpy_type(precision: str) -> np.dtype[np.generic]:
     """The numpy type of ``int8`` or ``fp8`` values."""
-    if precision == "int8":
-        return np.dtype(np.int8)
-    from ml_dtypes import float8_e4m3fn  # comes with onnx
-
-    return np.dtype(float8_e4m3fn)
+    return helper.tensor_dtype_to_np_dtype(ONNX_TYPE[precision])
 
 
 def stored_scale(scale: float | np.ndarray, precision: str, dtype: np.dtype) -> np.ndarray:

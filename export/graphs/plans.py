@@ -32,7 +32,7 @@ class PlanNode:
         dtype: the type it has in float16 graphs: ``fp16``, or ``fp32`` inside norms and attention.
         inputs: the values it reads, weights and constants aside, by their names in the encoder's or decoder's graph.
         skip: of a residual sum: the position of the branch without the convolution; None for any other node.
-        groups, weight_shape: of a convolution; 0 and () for others.
+        groups: of a convolution; 0 for others.
         macs: multiply-adds per image pixel in convolutions and matrix products; 0 for others.
         quantizable: whether it may be ``int8`` or ``fp8``.
     """
@@ -44,7 +44,6 @@ class PlanNode:
     inputs: tuple[str, ...]
     skip: int | None
     groups: int
-    weight_shape: tuple[int, ...]
     macs: float
     quantizable: bool
 
@@ -87,10 +86,9 @@ def _nodes(network: MGVQ, part: Part) -> dict[str, PlanNode]:
 def _describe(node: onnx.NodeProto, graph: GraphBuilder, shapes: dict[str, list[int]], pixels: int) -> PlanNode:
     casts = {cast.output[0]: cast.input[0] for cast in graph.nodes if cast.op_type == "Cast"}
     activations = tuple(casts.get(value, value) for value in node.input if value not in graph.initializers)
-    weight: tuple[int, ...] = ()
     work = groups = 0
     if node.op_type == "Conv":
-        weight = tuple(graph.initializers[node.input[1]].dims)
+        weight = graph.initializers[node.input[1]].dims
         (groups,) = (attribute.i for attribute in node.attribute if attribute.name == "group")
         work = math.prod(weight) * math.prod(shapes[node.output[0]][2:])
     elif node.op_type == "MatMul":
@@ -106,7 +104,6 @@ def _describe(node: onnx.NodeProto, graph: GraphBuilder, shapes: dict[str, list[
         inputs=activations,
         skip=shortcuts[0] if residual and len(shortcuts) == 1 else None,
         groups=groups,
-        weight_shape=weight,
         macs=work / pixels,
         quantizable=residual or groups == 1,
     )

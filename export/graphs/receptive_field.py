@@ -1,7 +1,8 @@
-"""The receptive field of a trunk, read off its ONNX graph.
+"""The receptive field of a trunk, computed from its ONNX graph.
 
-Exact tiling stands on one number per direction: how far the inputs of an output pixel can lie from it. It is computed from
-the graph that runs, never written down, so a changed network or a new lowering cannot leave a stale constant behind.
+Exact tiling needs one number per direction: how far the inputs of an output pixel can lie from it. It is computed from
+the graph that runs, so it stays right when the network or its lowering changes. Only the operators that
+:mod:`mgvq_export.export.graphs.lowering` writes into trunks have a rule here; any other is an error.
 """
 
 from __future__ import annotations
@@ -27,44 +28,9 @@ NUMBER = ""
 SPATIAL = ("height", "width")
 
 #: Operators that compute every element from the elements at the same place in their inputs.
-ELEMENTWISE = {
-    "Abs",
-    "Add",
-    "Cast",
-    "Clip",
-    "Div",
-    "Erf",
-    "Exp",
-    "Gelu",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "LeakyRelu",
-    "Log",
-    "Max",
-    "Min",
-}
-ELEMENTWISE |= {
-    "Mish",
-    "Mul",
-    "Neg",
-    "PRelu",
-    "Pow",
-    "Reciprocal",
-    "Relu",
-    "Round",
-    "Sigmoid",
-    "Sign",
-    "Softplus",
-    "Sqrt",
-    "Sub",
-    "Sum",
-    "Tanh",
-}
-PER_CHANNEL = {"BatchNormalization", "DequantizeLinear", "QuantizeLinear"}
-REDUCTIONS = {"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare"}
-NORMALIZATIONS = {"LayerNormalization", "LogSoftmax", "LpNormalization", "RMSNormalization", "Softmax"}
-ALONG_CHANNELS = {"Concat", "Gather", "Slice", "Split", "Tile"}
+ELEMENTWISE = {"Add", "Cast", "Mul", "Reciprocal", "Relu", "Sigmoid", "Sqrt"}
+PER_CHANNEL = {"DequantizeLinear", "QuantizeLinear"}
+REDUCTIONS = {"ReduceMean", "ReduceSumSquare"}
 
 
 @dataclass(frozen=True)
@@ -72,15 +38,15 @@ class _Step:
     """What a node asks of each of its data inputs: per spatial axis, the interval it needs for an interval of its output."""
 
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    output: str
     needs: Needs
 
 
-def reach(model: onnx.ModelProto) -> Reach:
+def receptive_field(model: onnx.ModelProto) -> Reach:
     """Strides and receptive field of a graph with one image-like input and output, float [B, C, H, W].
 
-    The outputs of one cell are followed back through the graph to the interval of inputs they depend on. Weights are
-    not looked at (and need not be loaded): a weight of zero still counts.
+    The outputs of one cell are followed back through the graph to the interval of inputs they depend on. The values of weights are
+    not read (they need not be loaded): a weight of zero still counts.
 
     Raises:
         SpecError: an operator reaches over the whole image, or is not known here; the message names the node.
@@ -112,10 +78,9 @@ def _axis_reach(axis: str, source: str, target: str, walk: _Forward) -> Reach:
     stride_out = int(stride_in * scale)
     needed: dict[str, Interval] = {target: (0, stride_out - 1)}
     for step in reversed(walk.steps):
-        wanted = [needed[name] for name in step.outputs if name in needed]
-        if not wanted or axis not in step.needs:
+        if step.output not in needed or axis not in step.needs:
             continue
-        first, last = step.needs[axis](_hull(wanted))
+        first, last = step.needs[axis](needed[step.output])
         for name in step.inputs:
             if any(dimension == axis for dimension, _ in walk.layouts[name]):
                 needed[name] = _hull([(first, last), *([needed[name]] if name in needed else [])])
@@ -134,7 +99,7 @@ class _Forward:
 
     def __init__(self, initializers: dict[str, onnx.TensorProto], source: onnx.ValueInfoProto):
         self.constants = {name: tuple(tensor.dims) for name, tensor in initializers.items()}
-        self._tensors = dict(initializers)
+        self._tensors = initializers
         dims = source.type.tensor_type.shape.dim
         if len(dims) != 4:
             raise SpecError(f"input {source.name} has {len(dims)} axes; wanted [batch, channels, height, width]")
@@ -144,10 +109,6 @@ class _Forward:
         self.steps: list[_Step] = []
 
     def visit(self, node: onnx.NodeProto) -> None:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensor = node.attribute[0].t
-            self._tensors[node.output[0]], self.constants[node.output[0]] = tensor, tuple(tensor.dims)
-            return
         if node.input and all(name in self.constants for name in node.input):  # a weight that is stored in eight bits
             self.constants[node.output[0]] = self.constants[node.input[0]]
             return
@@ -155,67 +116,57 @@ class _Forward:
         unknown = [name for name in node.input if name and name not in self.layouts and name not in self.constants]
         if not data or unknown or node.domain not in ("", "ai.onnx"):
             raise _not_local(node, "is not an operator on image data that is known here")
-        layouts, needs = self._rule(node, data)
-        self.layouts.update(zip(node.output, layouts, strict=False))
-        self.steps.append(_Step(data, tuple(node.output), needs))
+        layout, needs = self._rule(node, data)
+        (output,) = node.output
+        self.layouts[output] = layout
+        self.steps.append(_Step(data, output, needs))
 
-    def _rule(self, node: onnx.NodeProto, data: tuple[str, ...]) -> tuple[list[Layout], Needs]:
-        """Layouts of the outputs and needs per axis."""
+    def _rule(self, node: onnx.NodeProto, data: tuple[str, ...]) -> tuple[Layout, Needs]:
+        """Layout of the output and needs per axis."""
         op, layout = node.op_type, self.layouts[data[0]]
-        layouts: list[Layout]
-        needs: Needs = dict.fromkeys(SPATIAL, _identity)
+        same: Needs = dict.fromkeys(SPATIAL, _identity)
         if op in ELEMENTWISE:
-            layouts = [self._broadcast(node)]
-        elif op in PER_CHANNEL:
-            layouts = [layout]
-        elif op in REDUCTIONS or op in NORMALIZATIONS:
-            layouts = [self._reduced(node, layout)] * len(node.output)
-        elif op in ALONG_CHANNELS:
-            layouts = self._along_channels(node, data)
-        elif op in ("Transpose", "Squeeze", "Unsqueeze"):
-            layouts = [self._moved(node, layout)]
-        elif op in ("Conv", "AveragePool", "MaxPool"):
-            layouts, needs = self._sliding(node, layout)
-        elif op == "Reshape":
-            layouts, needs = self._reshape(node, layout)
-        elif op in ("DepthToSpace", "SpaceToDepth"):
-            layouts, needs = self._depth_and_space(node, layout)
-        else:
-            raise _not_local(node, "is not an operator whose reach is known here")
-        return layouts, needs
+            return self._broadcast(node), same
+        if op in PER_CHANNEL:
+            return layout, same
+        if op in REDUCTIONS:
+            return self._reduced(node, layout), same
+        if op == "Gather":
+            return self._gathered(node, data), same
+        if op in ("Transpose", "Squeeze", "Unsqueeze"):
+            return self._moved(node, layout), same
+        if op == "Conv":
+            return self._convolution(node, layout)
+        if op == "Reshape":
+            return self._reshape(node, layout)
+        if op == "DepthToSpace":
+            return self._depth_to_space(node, layout)
+        raise _not_local(node, "is not an operator whose reach is known here")
 
     def _reduced(self, node: onnx.NodeProto, layout: Layout) -> Layout:
-        if node.op_type in REDUCTIONS:
-            axes = self._axes(node, layout, default=range(len(layout)))
-            self._refuse_spatial(node, layout, axes, "sums over")
-            keep = _attribute(node, "keepdims", 1)
-            return tuple(_number(1) if i in axes else e for i, e in enumerate(layout) if keep or i not in axes)
-        first = _attribute(node, "axis", -1) % len(layout)
-        to_the_end = node.op_type in ("LayerNormalization", "RMSNormalization")
-        self._refuse_spatial(node, layout, range(first, len(layout)) if to_the_end else (first,), "normalises over")
-        return layout
+        axes = self._axes(node, layout, default=range(len(layout)))
+        self._refuse_spatial(layout, axes, node, "sums over")
+        keep = _integer(node, "keepdims", 1)
+        return tuple(_number(1) if i in axes else e for i, e in enumerate(layout) if keep or i not in axes)
 
     def _moved(self, node: onnx.NodeProto, layout: Layout) -> Layout:
         if node.op_type == "Transpose":
-            return tuple(layout[i] for i in _attribute(node, "perm", tuple(reversed(range(len(layout))))))
+            return tuple(layout[i] for i in _integers(node, "perm", tuple(reversed(range(len(layout))))))
         if node.op_type == "Squeeze":
             axes = self._axes(node, layout, default=[i for i, extent in enumerate(layout) if extent == _number(1)])
             return tuple(extent for i, extent in enumerate(layout) if i not in axes)
-        added = [_number(1)] * len(self._integers(node, 1))
+        added = [_number(1)] * len(self._constant(node, 1))
         extents = list(layout)
         for axis in sorted(self._axes(node, (*layout, *added), default=())):
             extents.insert(axis, _number(1))
         return tuple(extents)
 
     @staticmethod
-    def _depth_and_space(node: onnx.NodeProto, layout: Layout) -> tuple[list[Layout], Needs]:
-        block = _attribute(node, "blocksize", 1)
-        grows = node.op_type == "DepthToSpace"
-        factor = Fraction(block) if grows else Fraction(1, block)
+    def _depth_to_space(node: onnx.NodeProto, layout: Layout) -> tuple[Layout, Needs]:
+        block = _integer(node, "blocksize", 1)
         batch, (channels, count), (_, height), (_, width) = layout
-        result = (batch, (channels, count / factor**2), ("height", height * factor), ("width", width * factor))
-        # Height [h, 1] seen as [h / block, block], or the other way round.
-        return [result], dict.fromkeys(SPATIAL, _regroup(block, 1) if grows else _regroup(1, block))
+        result = (batch, (channels, count / block**2), ("height", height * block), ("width", width * block))
+        return result, dict.fromkeys(SPATIAL, _regroup(block, 1))  # height [h, 1] seen as [h / block, block]
 
     def _broadcast(self, node: onnx.NodeProto) -> Layout:
         one = _number(1)
@@ -229,19 +180,19 @@ class _Forward:
             result.append(wide.pop() if wide else one)
         return tuple(result)
 
-    def _sliding(self, node: onnx.NodeProto, layout: Layout) -> tuple[list[Layout], Needs]:
+    def _convolution(self, node: onnx.NodeProto, layout: Layout) -> tuple[Layout, Needs]:
         if [name for name, _ in layout[2:]] != list(SPATIAL):
             raise _not_local(node, "does not slide over height and width")
-        if _attribute(node, "auto_pad", b"NOTSET") != b"NOTSET":
+        if any(attribute.name == "auto_pad" for attribute in node.attribute):
             raise _not_local(node, "uses auto_pad; wanted explicit pads")
-        weight = self.constants.get(node.input[1]) if node.op_type == "Conv" else None
-        if node.op_type == "Conv" and weight is None:
+        weight = self.constants.get(node.input[1])
+        if weight is None:
             raise _not_local(node, "computes its own kernel")
-        kernel = _attribute(node, "kernel_shape", weight[2:] if weight else ())
-        strides, dilations = _attribute(node, "strides", (1, 1)), _attribute(node, "dilations", (1, 1))
-        pads = _attribute(node, "pads", (0, 0, 0, 0))
-        extents = [layout[0], _number(weight[0]) if weight else layout[1]]
-        needs = {}
+        kernel = _integers(node, "kernel_shape", weight[2:])
+        strides, dilations = _integers(node, "strides", (1, 1)), _integers(node, "dilations", (1, 1))
+        pads = _integers(node, "pads", (0, 0, 0, 0))
+        extents = [layout[0], _number(weight[0])]
+        needs: Needs = {}
         for axis, name in enumerate(SPATIAL):
             stride, pad, span = strides[axis], pads[axis], dilations[axis] * (kernel[axis] - 1)
             # The windows must fit as often as the stride does: else the output would lose or gain pixels at the end.
@@ -249,43 +200,19 @@ class _Forward:
                 raise _not_local(node, f"changes the {name} by other than its stride; wanted pads that keep the size")
             extents.append((name, layout[2 + axis][1] / stride))
             needs[name] = _window(stride, pad, span)
-        return [tuple(extents)], needs
+        return tuple(extents), needs
 
-    def _along_channels(self, node: onnx.NodeProto, data: tuple[str, ...]) -> list[Layout]:
-        layout, op = self.layouts[data[0]], node.op_type
-        result = list(layout)
-        if op == "Tile":
-            counts = self._integers(node, 1)
-            self._refuse_spatial(node, layout, [i for i, count in enumerate(counts) if count != 1], "repeats")
-            return [tuple((name, factor * count) for (name, factor), count in zip(layout, counts, strict=True))]
-        if op == "Slice":
-            axes = self._integers(node, 3) if len(node.input) > 3 else ()
-            if len(axes) != 1 or (len(node.input) > 4 and self._integers(node, 4) != (1,)):
-                raise _not_local(node, "cuts several axes or in steps; wanted one axis and step 1")
-            self._refuse_spatial(node, layout, axes, "cuts")
-            (start,), (stop,) = self._integers(node, 1), self._integers(node, 2)
-            result[axes[0]] = _number(len(range(int(layout[axes[0]][1]))[start:stop]))
-            return [tuple(result)]
-        axis = _attribute(node, "axis", 0) % len(layout)
-        self._refuse_spatial(node, layout, (axis,), "joins or cuts")
-        if op == "Gather":
-            if node.input[0] != data[0] or node.input[1] not in self.constants:
-                raise _not_local(node, "looks up by computed indices")
-            result[axis : axis + 1] = map(_number, self.constants[node.input[1]])
-            return [tuple(result)]
-        if op == "Concat":
-            shapes = [self.layouts[n] if n in self.layouts else tuple(map(_number, self.constants[n])) for n in node.input]
-            if any(shape[:axis] != layout[:axis] or shape[axis + 1 :] != layout[axis + 1 :] for shape in shapes):
-                raise _not_local(node, "joins values of different layout")
-            result[axis] = (layout[axis][0], sum((shape[axis][1] for shape in shapes), Fraction(0)))
-            return [tuple(result)]
-        count = len(node.output)
-        sizes = self._integers(node, 1) if len(node.input) > 1 and node.input[1] else (int(layout[axis][1]) // count,) * count
-        return [(*layout[:axis], _number(size), *layout[axis + 1 :]) for size in sizes]
+    def _gathered(self, node: onnx.NodeProto, data: tuple[str, ...]) -> Layout:
+        layout = self.layouts[data[0]]
+        axis = _integer(node, "axis", 0) % len(layout)
+        self._refuse_spatial(layout, (axis,), node, "picks from")
+        if node.input[0] != data[0] or node.input[1] not in self.constants:
+            raise _not_local(node, "looks up by computed indices")
+        return (*layout[:axis], *map(_number, self.constants[node.input[1]]), *layout[axis + 1 :])
 
-    def _reshape(self, node: onnx.NodeProto, layout: Layout) -> tuple[list[Layout], Needs]:
-        codes = self._integers(node, 1)
-        if _attribute(node, "allowzero", 0):
+    def _reshape(self, node: onnx.NodeProto, layout: Layout) -> tuple[Layout, Needs]:
+        codes = self._constant(node, 1)
+        if _integer(node, "allowzero", 0):
             raise _not_local(node, "uses allowzero")
         target: list[Extent | None] = [layout[i] if c == 0 else None if c == -1 else _number(c) for i, c in enumerate(codes)]
         names, count = _product(layout)
@@ -304,7 +231,7 @@ class _Forward:
         needs: Needs = dict.fromkeys(SPATIAL, _identity)
         for before, after in _groups(layout, result):
             needs |= self._regrouped(node, before, after)
-        return [result], needs
+        return result, needs
 
     def _regrouped(self, node: onnx.NodeProto, before: Layout, after: Layout) -> Needs:
         names = [name for name, _ in before if name]
@@ -319,19 +246,17 @@ class _Forward:
         return {names[0]: _regroup(int(_product(before[old + 1 :])[1]), int(_product(after[new + 1 :])[1]))}
 
     def _axes(self, node: onnx.NodeProto, layout: Layout, default: Sequence[int]) -> tuple[int, ...]:
-        axes = _attribute(node, "axes", None)
-        if axes is None:
-            axes = self._integers(node, 1) if len(node.input) > 1 and node.input[1] else default
+        axes = self._constant(node, 1) if len(node.input) > 1 else default
         return tuple(axis % len(layout) for axis in axes)
 
-    def _integers(self, node: onnx.NodeProto, index: int) -> tuple[int, ...]:
+    def _constant(self, node: onnx.NodeProto, index: int) -> tuple[int, ...]:
         tensor = self._tensors.get(node.input[index])
         if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise _not_local(node, f"takes {node.input[index]} from a computation; wanted a constant in the graph")
         return tuple(int(value) for value in numpy_helper.to_array(tensor).reshape(-1))
 
     @staticmethod
-    def _refuse_spatial(node: onnx.NodeProto, layout: Layout, axes: Sequence[int], verb: str) -> None:
+    def _refuse_spatial(layout: Layout, axes: Sequence[int], node: onnx.NodeProto, verb: str) -> None:
         for axis in axes:
             if layout[axis][0] in SPATIAL:
                 raise _not_local(node, f"{verb} the {layout[axis][0]}")
@@ -381,12 +306,12 @@ def _regroup(before: int, after: int) -> Callable[[Interval], Interval]:
     return lambda interval: (interval[0] * after // before, (interval[1] * after + after - 1) // before)
 
 
-def _attribute(node: onnx.NodeProto, name: str, default):
-    for attribute in node.attribute:
-        if attribute.name == name:
-            value = onnx.helper.get_attribute_value(attribute)
-            return tuple(value) if isinstance(value, list) else value
-    return default
+def _integer(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)
+
+
+def _integers(node: onnx.NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    return next((tuple(attribute.ints) for attribute in node.attribute if attribute.name == name), default)
 
 
 def _not_local(node: onnx.NodeProto, why: str) -> SpecError:
