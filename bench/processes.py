@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from importlib import import_module
+from typing import IO, Any, Protocol
 
 from mgvq_export.bench.timing import take_turns
 from mgvq_export.core.errors import BackendError, MgvqError
+from mgvq_export.core.processes import python_command
 from mgvq_export.runtime.tiling.memory import forget_peak, peak_bytes, resident_bytes
 
 #: ONNX Runtime's threads keep looking for work for some 20 ms after a run; the next contestant waits until they sleep.
@@ -109,14 +112,15 @@ def measure(
 
 
 class _Child:
-    def __init__(self, name: str, pipe: Connection):
-        self.name, self._pipe = name, pipe
+    def __init__(self, name: str, requests: IO[bytes], answers: IO[bytes]):
+        self.name, self._requests, self._answers = name, requests, answers
 
     def first(self) -> Measured:
         return Measured({}, **self._receive())
 
     def run(self) -> dict[str, float]:
-        self._pipe.send("run")
+        with contextlib.suppress(BrokenPipeError):  # it ended; receiving says so
+            _send(self._requests, "run")
         answer = self._receive()
         if "skipped" in answer:
             raise BackendError(f"{self.name}: {answer['skipped']}")
@@ -124,63 +128,65 @@ class _Child:
 
     def _receive(self) -> dict[str, Any]:
         try:
-            return self._pipe.recv()
-        except EOFError:
-            return {"skipped": "its process ended without a word; most often it was stopped because memory ran out"}
+            return pickle.load(self._answers)
+        except (EOFError, pickle.UnpicklingError):  # it ended before or in the middle of an answer
+            return {"skipped": "its process ended unexpectedly; most often it was stopped because memory ran out"}
 
 
 @contextlib.contextmanager
 def _start(contestant: Contestant, threads: int | None) -> Iterator[_Child]:
-    context = multiprocessing.get_context("spawn")  # forked children would inherit the parent's libraries and memory
-    pipe, other = context.Pipe()
-    process = context.Process(target=_serve, args=(contestant.build, contestant.arguments, other), daemon=True)
-    with _environment(threads):
-        process.start()
-    other.close()  # else the parent would wait for ever for a child that died
+    # Not multiprocessing: what it spawns imports from the working folder before anything can be said against it.
+    command = python_command(__name__, function="serve")
+    environment = os.environ | (dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads is not None else {})
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
-        yield _Child(contestant.name, pipe)
-        pipe.close()  # the child reads the end of the pipe and leaves
+        with contextlib.suppress(BrokenPipeError):
+            _send(process.stdin, (_importable(contestant.build), contestant.arguments))
+        yield _Child(contestant.name, process.stdin, process.stdout)
     except BaseException:
         process.terminate()  # it may be in the middle of a pass that takes minutes
         raise
     finally:
-        process.join()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()  # the child reads the end of its requests and leaves
+        process.wait()
+        process.stdout.close()
 
 
-@contextlib.contextmanager
-def _environment(threads: int | None) -> Iterator[None]:
-    if threads is None:
-        yield
-        return
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def _importable(build: Callable[..., Job]) -> tuple[str, str]:
+    """Module and name under which a child finds ``build``; a program started with ``-m`` knows its own module as __main__."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name if build.__module__ == "__main__" and spec else build.__module__
+    return module, build.__qualname__
 
 
-def _serve(build: Callable[..., Job], arguments: tuple[Any, ...], pipe: Connection) -> None:
-    """A child's life: build, warm up, one pass for the memory, then a pass per request until the pipe closes."""
+def _send(stream: IO[bytes], message: Any) -> None:
+    pickle.dump(message, stream)
+    stream.flush()
+
+
+def serve() -> None:
+    """A child's life: build, warm up, one pass for the memory, then a pass per request until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the children
-    try:
-        job = build(*arguments)
-        job.warm_up()
-        base = resident_bytes()
-        forget_peak()
-        job.run()
-        pipe.send({"base_bytes": base, "peak_bytes": peak_bytes(), "outcome": job.outcome()})
-        while pipe.recv() == "run":
-            pipe.send(job.run())
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-    except Exception as error:
-        with contextlib.suppress(OSError):
-            pipe.send({"skipped": reason(error)})
+    with os.fdopen(os.dup(0), "rb") as requests, os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)  # what libraries print must not get between the answers
+        with contextlib.suppress(EOFError, BrokenPipeError):
+            try:
+                (module, name), arguments = pickle.load(requests)
+                job = getattr(import_module(module), name)(*arguments)
+                job.warm_up()
+                base = resident_bytes()
+                forget_peak()
+                job.run()
+                _send(answers, {"base_bytes": base, "peak_bytes": peak_bytes(), "outcome": job.outcome()})
+                while pickle.load(requests) == "run":
+                    _send(answers, job.run())
+            except (EOFError, BrokenPipeError):
+                raise
+            except Exception as error:
+                _send(answers, {"skipped": reason(error)})
 
 
 def reason(error: Exception) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 from mgvq_export.bench.latency import parse_size
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import InputError
+from mgvq_export.core.processes import python_command
 from mgvq_export.core.spec import Part
 from mgvq_export.parity.graphs import pixels_of, tiled_pixels
 from mgvq_export.parity.metrics import psnr
@@ -144,7 +145,10 @@ def _trunk(tokenizer: Tokenizer, direction: str, size: tuple[int, int]) -> Calla
     return least
 
 
-_CHILD = "import sys; from mgvq_export.benchmarks.tiling import peak; peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])"
+def print_peak() -> None:
+    """A child's work: :func:`peak` of the arguments BUNDLE HEIGHT WIDTH LIMIT."""
+    path, height, width, limit = sys.argv[1:]
+    peak(path, int(height), int(width), limit)
 
 
 def peak(path: str, height: int, width: int, limit: str) -> None:
@@ -179,7 +183,8 @@ def memory(bundle: Bundle, cases: list[tuple[int, int]], limits: list[str]) -> N
     )
     for height, width in cases:
         for limit in limits:
-            command = [sys.executable, "-I", "-c", _CHILD, str(bundle.path), str(height), str(width), limit]
+            arguments = (str(bundle.path), str(height), str(width), limit)
+            command = python_command("mgvq_export.benchmarks.tiling", *arguments, function="print_peak")
             done = subprocess.run(command, text=True, capture_output=True, check=False)
             lines = done.stderr.strip().splitlines()
             print(done.stdout.strip() or f"| {width}x{height} | {limit} | | {lines[-1] if lines else ''} | | | | |", flush=True)
@@ -216,7 +221,7 @@ def limit(bundle: Bundle, sizes: list[tuple[int, int]], limits: list[str], round
             write_image(folder / "image.png", texture(height, width))
             for verb, source in (("encode", "image.png"), ("decode", "image.safetensors")):
                 for options in (["--tiling", "off"], *(["--memory-limit", one] for one in limits)) * rounds:
-                    command = [sys.executable, "-I", "-m", "mgvq_export.cli", verb, str(bundle.path), str(folder / source)]
+                    command = python_command("mgvq_export.cli", verb, str(bundle.path), str(folder / source))
                     start = time.perf_counter()
                     done = subprocess.Popen(
                         [*command, "-o", str(folder), "--backend", "ort-cpu", *options], stdout=subprocess.PIPE, text=True

@@ -151,7 +151,7 @@ def _example(bundle: Bundle, image: np.ndarray, options: GpuOptions) -> Iterator
     engines = engine_folder(bundle)
     source, target = options.folder / "image.npy", options.folder / "again.npz"
     np.save(source, image)
-    command = [sys.executable, str(EXAMPLE), str(engines), str(source), str(target)]
+    command = [sys.executable, "-I", str(EXAMPLE), str(engines), str(source), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode != 0:
         yield Row("embedding example", (done.stderr.strip().splitlines() or ["no reason given"])[-1], ok=False)

@@ -1,8 +1,6 @@
 """Predicted against measured peak memory, each plan in a process of its own: what else this one holds would be counted too.
 
-    python -m mgvq_export.parity.report.peak_memory BUNDLE BACKEND PRECISION HEIGHT WIDTH whole|tiled
-
-prints one JSON row per direction.
+The process runs :func:`main` with the arguments BUNDLE PRECISION HEIGHT WIDTH whole|tiled and prints one JSON row per direction.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ import numpy as np
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError, MgvqError
+from mgvq_export.core.processes import python_command
 from mgvq_export.parity.report.evidence import MemoryRow
 from mgvq_export.runtime.tiling.memory import forget_peak, peak_bytes, resident_bytes
 from mgvq_export.runtime.tiling.planner import Tiling
@@ -47,9 +46,8 @@ def measure_peaks(
     if not forget_peak():
         raise BackendError("this system does not tell a process's peak memory; Linux does")
     arguments = (bundle.path.resolve(), precision, *size, "tiled" if tiled else "whole")
-    command = [sys.executable, "-m", __name__, *map(str, arguments)]
-    # In the bundle's folder: -m puts the working folder on the path, and nothing there can be imported.
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=bundle.path)
+    command = python_command("mgvq_export.parity.report.peak_memory", *map(str, arguments))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError((done.stderr.strip().splitlines() or [f"the measuring process ended with {done.returncode}"])[-1])
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -96,7 +94,3 @@ def main() -> None:
             print(json.dumps(asdict(row)), flush=True)
     except MgvqError as error:
         sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -53,7 +53,7 @@ def test_what_cannot_run_is_a_reason_or_an_error():
     assert len(found["runs"].samples["stamp"]) == 1
     with pytest.raises(BackendError, match="^breaks: ValueError: the first line$"):
         measure([Contestant("breaks", bench_jobs.breaks, ())], 1)
-    with pytest.raises(BackendError, match="^dies: its process ended without a word"):
+    with pytest.raises(BackendError, match="^dies: its process ended unexpectedly"):
         measure([Contestant("dies", bench_jobs.Dies, (1,))], 1)
 
 

@@ -155,7 +155,7 @@ def run_in_this_process(monkeypatch, changed=0):
     """The acceptance starts the program as a process of its own, which the fakes would not reach."""
 
     def run(command, **_):
-        _, program, *arguments = command
+        _, _, program, *arguments = command  # python -I program ...
         try:
             runpy.run_path(program)["main"](*arguments)
         except Exception as error:
