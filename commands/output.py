@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
+
+from mgvq_export.core.tables import Table
 
 
 class Lines:
@@ -44,17 +46,29 @@ def echo_json(facts: Any) -> None:
     click.echo(json.dumps(facts, indent=2, default=str))
 
 
-def echo_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """A table on standard output; numbers should be formatted by the caller."""
+def echo_table(table: Table) -> None:
+    """A table on standard output. Its identifiers stay whole at any width; the other columns fold."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = Table(*columns, title=title, box=None, title_justify="left", pad_edge=False)
-    for row in rows:
-        table.add_row(*map(Text, row))  # not str: rich takes [brackets] in a str for markup
+    shown = RichTable(title=table.title or None, box=None, title_justify="left", pad_edge=False)
+    for index, column in enumerate(table.columns):
+        shown.add_column(column, no_wrap=index < table.identifiers, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*map(Text, row))  # not str: rich takes [brackets] in a str for markup
     # A pipe has no width: keep rows whole there instead of folding them at 80 columns.
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    Console(width=None if sys.stdout.isatty() else 240).print(shown)
+
+
+def echo_tables(tables: Iterable[Table], *, between: Literal["before", "after"] = "before") -> None:
+    """Tables on standard output, an empty line before (or after) each."""
+    for table in tables:
+        if between == "before":
+            click.echo()
+        echo_table(table)
+        if between == "after":
+            click.echo()
 
 
 @contextlib.contextmanager

@@ -210,7 +210,7 @@ class Bundle:
         """The command that builds the engine of ``record`` again: its part, sizes, batch and options.
 
         With ``shapes``, and ``tile`` for trunks in windows: all engines that images of these sizes need, with its batch and options.
-        Of a record that cannot be read, a pattern with HxW in place of the sizes.
+        Of a record that cannot be read, a pattern with WxH in place of the sizes.
         """
         command = ["mgvq-export", "build", str(self.path)]
         precision = ["--precision", str(record["precision"])] if "precision" in record else []
@@ -223,12 +223,12 @@ class Bundle:
                 shapes = [] if tile else [size for size, _ in held]
             command += _build_options(record["options"], max(batch for _, batch in held))
         except (LookupError, TypeError, ValueError):  # the record of another release, or a damaged one
-            return shlex.join([*command[:3], *precision, "--shape", "HxW"])
+            return shlex.join([*command[:3], *precision, "--size", "WxH"])
         command += precision
         for height, width in shapes:
-            command += ["--shape", f"{height}x{width}"]
+            command += ["--size", f"{width}x{height}"]
         if tile:
-            command += ["--tile", f"{tile[0]}x{tile[1]}"]
+            command += ["--tile", f"{tile[1]}x{tile[0]}"]
         return shlex.join(command)
 
     def check_all(self) -> None:

@@ -93,7 +93,7 @@ def _tensorrt() -> list[dict[str, Any]]:
         machine = find_machine()
     except BackendError as error:
         return [_backend(names[0], False, str(error)), _backend(names[1], False, _AS_ABOVE)]
-    return [_backend("tensorrt", True, f"{machine}; build engines with: mgvq-export build BUNDLE --shape HxW"), _build(names[1])]
+    return [_backend("tensorrt", True, f"{machine}; build engines with: mgvq-export build BUNDLE --size WxH"), _build(names[1])]
 
 
 def _importable(package: str) -> bool:

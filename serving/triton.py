@@ -110,7 +110,7 @@ def _model(bundle: Bundle, precision: str, part: Part, backend: str) -> Model:
     found = [e for e in bundle.engines if (e.get("part"), e.get("precision")) == (str(part), precision)]
     if not found:
         raise BundleError(
-            f"{bundle.path} has no {precision} engine of {part}; build it: mgvq-export build {bundle.path} --precision {precision} --shape HxW"
+            f"{bundle.path} has no {precision} engine of {part}; build it: mgvq-export build {bundle.path} --precision {precision} --size WxH"
         )
     record = found[-1]  # the one built last
     return Model(name, record["inputs"], record["outputs"], bundle.check_file(record), max(1, len(record["profiles"])))

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "serving": {"core"},
     "inspection": {"core", "ops", "model", "runtime"},
 }
-TOP = {"__init__", "cli", "commands", "benchmarks"}  # may import everything
+TOP = {"__init__", "__main__", "cli", "commands", "benchmarks"}  # may import everything
 # Rooms that may reach into the build floor inside a function, where torch is optional.
 LATE = {
     "parity": {"model", "export"},

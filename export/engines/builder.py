@@ -148,7 +148,7 @@ def _add_profiles(job: EngineJob, builder: Any, config: Any) -> None:
         if config.add_optimization_profile(profile) < 0:
             said = ", ".join(f"{name} {list(shape.min)} to {list(shape.max)}" for name, shape in shapes.items())
             raise BackendError(
-                f"{job.name}: TensorRT refuses the optimisation profile {said}; choose another --shape, --tile or --batch"
+                f"{job.name}: TensorRT refuses the optimisation profile {said}; choose another --size, --tile or --batch"
             )
 
 
@@ -192,7 +192,7 @@ def _failed(job: EngineJob, what: str, messages: Any, otherwise: str) -> Backend
     remedies = {
         "TensorRT does not start": "check the driver with nvidia-smi",
         "TensorRT cannot parse the graph": "export the bundle again with this release",
-        "TensorRT cannot build the engine": "free GPU memory, or try a smaller --shape, --tile or --batch, or another --workspace",
+        "TensorRT cannot build the engine": "free GPU memory, or try a smaller --size, --tile or --batch, or another --workspace",
     }
     return BackendError(f"{job.name}: {what}: {reason}; {remedies[what]}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +85,7 @@ class BuildOptions:
             whole = (
                 "the heads and the quantizer run once over the whole image" if self.tile else "engines are built for image sizes"
             )
-            raise InputError(f"{whole}: give --shape HxW, for example --shape 1440x2560, once for each size")
+            raise InputError(f"{whole}: give --size WxH, for example --size 2560x1440, once for each size")
 
     @property
     def wanted_parts(self) -> tuple[Part, ...]:
@@ -107,14 +106,6 @@ class BuildOptions:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def parse_size(text: str) -> Size:
-    """``"1440x2560"`` -> (1440, 2560), height first. Raises :class:`InputError`."""
-    match = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
-    if not match:
-        raise InputError(f"size is {text!r}; wanted height x width in pixels, such as 1440x2560")
-    return int(match[1]), int(match[2])
 
 
 def profiles(spec: ModelSpec, part: Part, inputs: Sequence[Mapping[str, Any]], options: BuildOptions) -> list[dict[str, Profile]]:

@@ -101,7 +101,7 @@ def missing_reason(
     if not records:
         others = sorted({str(record.get("precision")) for record in bundle.engines} - {precision})
         there = f" (it has {', '.join(others)} ones)" if others else ""
-        build = f"mgvq-export build {bundle.path} --precision {precision} --shape HxW"
+        build = f"mgvq-export build {bundle.path} --precision {precision} --size WxH"
         return f"{bundle.path} has no {precision} TensorRT engines{there}; build them here: {build}"
     record = [record for record in records if part is None or record.get("part") == part][-1]
     problem = _unusable(bundle, record, machine, allow_host_code)

@@ -33,7 +33,7 @@ _WINDOWS_IN, _WINDOWS_OUT, _FLAG, _FLAGS = "windows in", "windows out", "flag", 
 
 #: The parts whose windows a plan counts, or what stands for all of them.
 _COUNTED = {*ENCODE.cut, *DECODE.cut, ENCODE.trunk, DECODE.trunk, ENCODE.whole, DECODE.whole}
-_SMALLER = "build engines for smaller windows: mgvq-export build BUNDLE --shape HxW --tile N"
+_SMALLER = "build engines for smaller windows: mgvq-export build BUNDLE --size WxH --tile N"
 
 _log = logging.getLogger("mgvq_export")
 

@@ -93,7 +93,7 @@ def test_help_shows_the_measuring_and_names_the_comparing() -> None:
     for words in (["--help"], ["-h"]):
         shown = run(*words)
         assert shown.exit_code == 0
-        assert "Usage: main bench [OPTIONS] BUNDLE" in shown.output
+        assert "Usage: mgvq-export bench [OPTIONS] BUNDLE" in shown.output
         assert "bench compare before.json after.json" in shown.output
         for peer in PEERS:
             assert peer in shown.output.replace("-\n  ", "-")
@@ -108,8 +108,8 @@ def test_bad_input_is_one_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
     cases = [
         ("does not exist", tmp_path / "none"),
         ("no int8 graphs", path, "--precision", "int8"),
-        ("no backend 'gpu'", path, "--backend", "gpu"),
-        ("tiling is 'fast'", path, "--tiling", "fast"),
+        ("--backend is 'gpu'; choose auto, ort-cpu", path, "--backend", "gpu"),
+        ("--tiling is 'fast'; choose auto", path, "--tiling", "fast"),
         ("no larger than one cell of tiny, 16x16; wanted at least 32x32", path, "--size", "16x300"),
         ("size is '512'; wanted WIDTHxHEIGHT", path, "--size", "512"),
         ("no peer jax; choose torch, ", path, "--against", "torch,jax"),

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click import Context
+from click import Command, Context
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from mgvq_export.cli import main
-from mgvq_export.commands.common import SECTIONS
+from mgvq_export.cli import VERBS, main
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.tokens import Tokens
 from mgvq_export.tests.support.checks import assert_refused, one_line
@@ -40,19 +39,25 @@ def image_file(photo: np.ndarray, tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-@pytest.mark.parametrize("command", sorted(main.commands))
+def verb(name: str) -> Command:
+    found = main.get_command(Context(main), name)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("command", sorted(VERBS))
 def test_every_command_has_help_and_is_in_the_readme(command: str) -> None:
     result = succeed(command, "--help")
-    assert main.commands[command].help
+    assert verb(command).help
     assert "--debug" in result.output
-    assert command in [name for names in SECTIONS.values() for name in names], "no section of --help lists it"
+    assert f"  {command} " in succeed("--help").output, "no section of --help lists it"
     assert f"`{command}" in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", ["encode", "decode", "reconstruct", "inspect"])
 def test_host_code_is_off_unless_it_is_asked_for(command: str) -> None:
-    (option,) = (each for each in main.commands[command].params if each.name == "allow_host_code")
-    assert option.opts == ["--allow-host-code"] and option.get_default(Context(main.commands[command])) is False
+    (option,) = (each for each in verb(command).params if each.name == "allow_host_code")
+    assert option.opts == ["--allow-host-code"] and option.get_default(Context(verb(command))) is False
     assert "only for engines you trust" in " ".join(succeed(command, "--help").output.split())
 
 
@@ -165,9 +170,9 @@ def test_bad_images(tiny_bundle: Bundle, photo: np.ndarray, tmp_path: Path) -> N
 def test_bad_options(tiny_bundle: Bundle, image_file: Path, tiny_checkpoint_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused("groups is 9", "reconstruct", tiny_bundle.path, image_file, "-o", out, "--groups", 9)
-    refused("no backend", "encode", tiny_bundle.path, image_file, "-o", out, "--backend", "gpu")
+    refused("--backend is 'gpu'; choose auto, ", "encode", tiny_bundle.path, image_file, "-o", out, "--backend", "gpu")
     refused("no int8 graphs", "encode", tiny_bundle.path, image_file, "-o", out, "--precision", "int8")
-    refused("no precision fp64", "export", tiny_checkpoint_file, "-o", out, "--precision", "fp64")
+    refused("--precision is 'fp64'; choose fp32, fp16", "export", tiny_checkpoint_file, "-o", out, "--precision", "fp64")
     refused("no model 'mgvq'", "export", tiny_checkpoint_file, "-o", out, "--variant", "mgvq")
     refused("does not fit mgvq-f8c32-g4", "export", tiny_checkpoint_file, "-o", out, "--variant", "mgvq-f8c32-g4")
     refused("no checkpoint", "export", "mgvq-f99", "-o", out)

@@ -52,7 +52,7 @@ def test_it_works(rows, fake, monkeypatch):
     found = rows("tensorrt", "cuda-bindings", "onnx")
     assert found["tensorrt"] == (
         True,
-        "NVIDIA H200 with TensorRT 11.4.0.106; build engines with: mgvq-export build BUNDLE --shape HxW",
+        "NVIDIA H200 with TensorRT 11.4.0.106; build engines with: mgvq-export build BUNDLE --size WxH",
     )
     assert found["build (TensorRT)"] == (True, "NVRTC 13.5")
 

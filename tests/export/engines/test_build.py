@@ -24,7 +24,7 @@ from mgvq_export.export.bundles import export_bundle
 from mgvq_export.export.engines import build as engines
 from mgvq_export.export.engines import builder as trt_builder
 from mgvq_export.export.engines.cache import BuildCache, find_engine, reuse_reason
-from mgvq_export.export.engines.options import TILED_PARTS, UNTILED_PARTS, BuildOptions, Profile, parse_size, profiles
+from mgvq_export.export.engines.options import TILED_PARTS, UNTILED_PARTS, BuildOptions, Profile, profiles
 from mgvq_export.model.checkpoint import load_checkpoint
 from mgvq_export.ops import trt_machine
 from mgvq_export.ops.trt_machine import Machine
@@ -79,7 +79,7 @@ def one_line(error) -> str:
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({}, "--shape"),
+        ({}, "--size"),
         ({"tile": (64, 64)}, "whole image"),
         ({"shapes": SHAPES, "batch": 0}, "batch is 0"),
         ({"shapes": SHAPES, "builder_level": 6}, "builder level is 6"),
@@ -91,13 +91,6 @@ def one_line(error) -> str:
 def test_contradicting_options_are_refused(wrong, match):
     with pytest.raises(InputError, match=match):
         BuildOptions(**wrong)
-
-
-@pytest.mark.parametrize("text", ["", "64", "64x", "64x64x3", "-1x4", "axb"])
-def test_a_size_that_is_none(text):
-    with pytest.raises(InputError, match="wanted height x width"):
-        parse_size(text)
-    assert parse_size(" 1440X2560 ") == (1440, 2560)
 
 
 def test_default_parts():
@@ -540,13 +533,13 @@ def test_the_command_quotes_and_takes_records_it_cannot_read(bundle, monkeypatch
     moved = Bundle.open(shutil.move(bundle.path, tmp_path / "my bundle"))
     for record in ({}, {"precision": "fp32"}, {"part": "no such part", "precision": "fp32", "profiles": [], "options": {}}):
         command = moved.build_command(record)
-        assert shlex.split(command)[2:3] == [str(moved.path)] and command.endswith("--shape HxW")
+        assert shlex.split(command)[2:3] == [str(moved.path)] and command.endswith("--size WxH")
         assert ("--precision fp32" in command) == bool(record)
 
 
 def test_a_line_per_engine_as_it_is_finished(bundle, trt, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    arguments = (bundle.path, "--shape", "64x96", "--part", "encoder", "--part", "quantizer")
+    arguments = (bundle.path, "--size", "96x64", "--part", "encoder", "--part", "quantizer")
     trt.failure = "inlined"  # hurts the quantizer only
     failed = run(*arguments)
     assert failed.exit_code == 2 and failed.stderr.count("\n") == 1
@@ -572,19 +565,19 @@ def test_finished_is_called_after_each_engine(bundle, cache, trt):
 
 @pytest.mark.parametrize("size", ["foo", "0", ""])
 def test_a_workspace_that_is_no_size(bundle, size):
-    result = run(bundle.path, "--shape", "64x96", "--workspace", size)
+    result = run(bundle.path, "--size", "96x64", "--workspace", size)
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert f"workspace is {size!r}; wanted the largest scratch memory" in result.stderr
 
 
 def test_the_command_builds_and_keeps(bundle, trt, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first = run(bundle.path, "--shape", "64x96", "--part", "quantizer", "--workspace", "4GiB")
+    first = run(bundle.path, "--size", "96x64", "--part", "quantizer", "--workspace", "4GiB")
     assert first.exit_code == 0, first.output
     assert "quantizer.engine  12 B" in first.stdout
     assert trt.of("set_memory_pool_limit") == [(fake.MemoryPoolType.WORKSPACE, 4 * 2**30)]
-    assert run(bundle.path, "--shape", "64x96", "--part", "quantizer", "--workspace", "4GiB").stdout.endswith("kept\n")
-    changed = run(bundle.path, "--shape", "64x96", "--part", "quantizer", "--json")
+    assert run(bundle.path, "--size", "96x64", "--part", "quantizer", "--workspace", "4GiB").stdout.endswith("kept\n")
+    changed = run(bundle.path, "--size", "96x64", "--part", "quantizer", "--json")
     (facts,) = json.loads(changed.stdout)
     assert facts["reused"] is False and facts["part"] == "quantizer" and "workspace limit" in facts["reasons"][0]
     assert any((tmp_path / "cache" / "mgvq-export" / "tensorrt").iterdir())
@@ -593,7 +586,7 @@ def test_the_command_builds_and_keeps(bundle, trt, monkeypatch, tmp_path):
 def test_without_tensorrt_the_command_says_so_and_writes_nothing(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     before = files(bundle.path)
-    result = run(bundle.path, "--shape", "64x96")
+    result = run(bundle.path, "--size", "96x64")
     assert result.exit_code == 2 and result.stdout == ""
     assert result.stderr.count("\n") == 1 and "pip install 'mgvq-export[tensorrt]'" in result.stderr
     assert files(bundle.path) == before
@@ -608,7 +601,7 @@ def test_without_a_gpu_the_command_says_so_and_writes_nothing(bundle, trt, monke
     runtime = pytest.importorskip("cuda.bindings.runtime")
     monkeypatch.setattr(runtime, "cudaGetDevice", no_gpu)
     before = files(bundle.path)
-    result = run(bundle.path, "--shape", "64x96")
+    result = run(bundle.path, "--size", "96x64")
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert "no usable GPU (libcuda.so not found)" in result.stderr and "nvidia-smi" in result.stderr
     assert files(bundle.path) == before

@@ -458,4 +458,4 @@ def test_the_command_line_encodes_and_decodes(bundle, fake, tmp_path, monkeypatc
     large = tmp_path / "large.png"
     Image.new("RGB", (300, 200)).save(large)
     refused = CliRunner().invoke(main, ["encode", str(bundle.path), str(large), "-o", str(out), "--backend", "tensorrt"])
-    assert refused.exit_code == 2 and refused.stderr.count("\n") == 1 and "--shape 208x304" in refused.stderr
+    assert refused.exit_code == 2 and refused.stderr.count("\n") == 1 and "--size 304x208" in refused.stderr

@@ -561,9 +561,7 @@ def test_a_size_that_no_engine_holds(engine_bundle, fake):
         assert "encode an image of height x width 112x112; they hold images of 64x96, 160x224 and windows of 112x112" in one_line(
             error
         )
-        assert "--precision fp32 --shape 64x96 --shape 160x224 --shape 112x112 --tile 112x112, or choose another" in str(
-            error.value
-        )
+        assert "--precision fp32 --size 96x64 --size 224x160 --size 112x112 --tile 112x112, or choose another" in str(error.value)
         with pytest.raises(BackendError, match="decode an image of height x width 112x112"):
             tokenizer.pipeline.decode_plan((112, 112))
     with open_fp32(engine_bundle(*TRUNKS), tiling="off") as tokenizer, pytest.raises(BackendError, match="160x224 in one piece"):

@@ -1,0 +1,81 @@
+"""``calibrate``: a precision for every node, chosen by measuring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mgvq_export.commands.options import BUNDLE, CHECKPOINT, OneOf
+from mgvq_export.commands.output import echo_json, echo_tables, progress_bar
+from mgvq_export.commands.verb import verb
+from mgvq_export.core.tables import Table
+
+
+@verb(
+    BUNDLE,
+    click.argument("images", nargs=-1, type=click.Path(path_type=Path)),
+    click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The plan, a JSON file."),
+    click.option(
+        "--precision", type=OneOf(("int8", "fp16", "fp8")), default="int8", show_default=True, help="fp8 is experimental."
+    ),
+    CHECKPOINT,
+    click.option("--min-code-agreement", type=float, help="Share of codes equal to fp32's. [default: 0.985; fp16: 0.99]"),
+    click.option("--min-psnr", type=float, help="dB, decoder against fp32 on the same codes. [default: 38; fp16: 50]"),
+    click.option("--max-psnr-drop", type=float, help="dB lost against the photos. [default: 0.15; fp16: 0.01]"),
+    click.option(
+        "--parts", default="decoder", show_default=True, help="What goes into 8 bits: decoder, encoder, or both with a comma."
+    ),
+    click.option(
+        "--base", type=OneOf(("fp16", "fp32")), default="fp16", show_default=True, help="Type of the rest in an 8-bit plan."
+    ),
+    click.option(
+        "--measured-islands", is_flag=True, help="Norms and attention may be fp16; only for images no larger than a window."
+    ),
+    click.option(
+        "--held-out",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="Image or folder to measure on; may be repeated. [default: sample photos]",
+    ),
+    click.option(
+        "--windows", type=int, default=64, show_default=True, help="Windows, squares cut from IMAGES, that ranges are taken from."
+    ),
+    click.option("--window-size", type=int, default=256, show_default=True, help="Their side in pixels."),
+    click.option("--search-windows", type=int, default=8, show_default=True, help="How many of them plans are measured on."),
+    click.option(
+        "--margin",
+        type=float,
+        default=0.25,
+        show_default=True,
+        help="Share of the allowed loss to keep in hand for other images.",
+    ),
+    click.option("--name", help="Of the plan, and of its folder in a bundle. [default: the precision]"),
+    click.option(
+        "--report-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Report, plots, state of an interrupted run. [default: <plan>-report beside the plan]",
+    ),
+    resumes=True,
+)
+def calibrate(bundle: Path, images: tuple[Path, ...], output: Path, as_json: bool, **options: Any) -> None:
+    """Choose a precision for every node by measuring on IMAGES (files and folders), and write the plan.
+
+    \b
+    mgvq-export calibrate bundle photos -o int8.json --min-psnr 45
+    mgvq-export export checkpoint.pt -o bundle-int8 --precision fp32 --plan int8.json
+
+    Exit code 1: the plan misses its budgets on the held-out images; it is written all the same. Run the same command again to go
+    on with a calibration that was stopped.
+    """
+    from mgvq_export.calibration.report import run as run_calibration
+
+    with progress_bar("calibrate", 1000) as update:
+        found = run_calibration(bundle, images, output, options, progress=lambda step, share: update(step, 1000 * share))
+    if as_json:
+        echo_json(found.facts)
+    else:
+        echo_tables([Table(columns, rows, title) for title, columns, rows in found.tables], between="after")
+        click.echo("\n".join([*found.notes, *map(str, found.files)]))
+    found.raise_if_failed()

@@ -1,0 +1,19 @@
+"""``models``: what can be exported by name."""
+
+from __future__ import annotations
+
+from mgvq_export.commands.output import echo_json, echo_table
+from mgvq_export.commands.verb import verb
+from mgvq_export.core.tables import Table
+
+
+@verb()
+def models(as_json: bool) -> None:
+    """List the released variants and the packaged demo model."""
+    from mgvq_export.inspection.describe import known_models
+
+    rows = known_models()
+    if as_json:
+        return echo_json(rows)
+    columns = ("name", "f", "groups", "codes/group", "group dim", "bits/token", "bits/pixel", "checkpoint")
+    echo_table(Table(columns, [[str(row[key]) for key in row] for row in rows]))
