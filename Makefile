@@ -1,28 +1,48 @@
-# make demo   set everything up and run the main job on the packaged model
-# make test   set everything up and run the tests
-# make lint   formatting, lint rules, types
+# The targets set up what they need in .venv on first use. `make` alone lists them.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow lint clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow coverage lint format docs wheel clean
 
-demo: $(STAMP)
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*##' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+demo: $(STAMP)  ## export the packaged model, encode and decode photos, compare with PyTorch
 	$(BIN)/mgvq-export demo -o demo-out
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+test: $(STAMP)  ## the tests but the slow ones, with the coverage floor of pyproject.toml
+	$(PYTEST) -m "not slow" --cov --cov-report=
 
-test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not long"
+test-slow: $(STAMP)  ## full-size networks, fresh installations, all replayed life cycles
+	$(PYTEST) -m "slow and not long"
 
-lint: $(STAMP)
+coverage: $(STAMP)  ## after make test: which lines no test ran
+	$(BIN)/coverage report --show-missing
+
+# mypy finds the package by a link: the repository root is the package, whatever the clone's folder is called.
+lint: $(STAMP)  ## formatting, lint rules, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/mgvq_export
 	MYPYPATH=$(VENV)/typing $(BIN)/mypy --no-namespace-packages -p mgvq_export
+
+format: $(STAMP)  ## write the formatting and the fixes that ruff knows
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## write the generated pages anew: docs/api.md and the picture of the rooms
+	$(BIN)/python tools/write_api_page.py
+	$(BIN)/python tools/draw_rooms.py
+
+wheel: $(STAMP)  ## dist/*.whl
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+	rm -rf build
 
 # torch first and pinned: unpinned it brings gigabytes of CUDA libraries. polygraphy and the CUDA packages are for the TensorRT
 # code's tests, which need no GPU; TensorRT itself is not installed. Without their dependencies: lpips and clean-fid, whose torchvision is
@@ -35,5 +55,5 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt lpips clean-fid nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime
 	touch $@
 
-clean:
-	rm -rf $(VENV) build *.egg-info demo-out
+clean:  ## remove .venv and everything that was built
+	rm -rf $(VENV) build dist *.egg-info demo-out .coverage .coverage.* .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from filelock import lock_descriptor
+
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.files import PathLike, make_folder
 
@@ -84,16 +86,8 @@ class Journal:
         return self._data.read(size)
 
     def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # no such locks on Windows
-            return
-        try:
-            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another evaluation is writing to {self.folder}; wait for it or choose another folder with -o"
-            ) from None
+        if not lock_descriptor(self._lines.fileno(), blocking=False):
+            raise InputError(f"another evaluation is writing to {self.folder}; wait for it or choose another folder with -o")
 
     def _read(self) -> None:
         self._lines.seek(0)

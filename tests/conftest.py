@@ -1,5 +1,7 @@
 """Shared fixtures: a tiny network with every kind of block, so that tests take milliseconds, and bundles made once."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,16 @@ TINY = ModelSpec(
     codebook_size=4 * 60,
     latent_channels=16,
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_arrive() -> Iterator[None]:
+    """Ctrl-C works in the tests and in the processes they start, also where a script started them in the background, SIGINT ignored."""
+    inherited = signal.getsignal(signal.SIGINT)
+    if inherited is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
 
 
 @pytest.fixture(scope="session")

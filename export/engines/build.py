@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from filelock import lock_descriptor
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError
@@ -21,12 +22,6 @@ from mgvq_export.export.engines.options import BuildOptions, profiles
 from mgvq_export.ops.cuda_kernel import kernel_architecture, kernel_source_sha256, nvrtc_version
 from mgvq_export.ops.trt_machine import Machine, find_machine
 from mgvq_export.ops.trt_plugin import register_plugin
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -216,16 +211,12 @@ def _add_record(bundle: Bundle, record: Record) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Other builds wait here while one changes the manifest in ``folder``. The lock is on the folder: it leaves no file behind."""
-    if fcntl is None:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # file systems without locks, among them some of a network; folders on Windows
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)  # closing gives the lock back
+            lock_descriptor(descriptor)
         yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # file systems without locks, among them some of a network
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

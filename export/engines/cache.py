@@ -21,11 +21,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from platformdirs import user_cache_path
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import InputError
@@ -127,8 +128,8 @@ class BuildCache:
 
     @classmethod
     def default(cls) -> BuildCache:
-        """``$XDG_CACHE_HOME/mgvq-export/tensorrt``, by default below ``~/.cache``."""
-        return cls(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mgvq-export" / "tensorrt")
+        """``tensorrt`` in the user's cache folder: on Linux ``$XDG_CACHE_HOME/mgvq-export``, by default ``~/.cache/mgvq-export``."""
+        return cls(user_cache_path("mgvq-export", appauthor=False) / "tensorrt")
 
     def _timing_path(self, machine: Machine, kernel_sha256: str) -> Path:
         # TensorRT does not see the plugin's kernel in its keys: timings of another kernel must not be taken for this one's.

@@ -103,7 +103,6 @@ def test_damage_inside_is_named(number: int, line: str, tmp_path: Path) -> None:
 
 
 def test_two_runs_cannot_write_at_once(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl", reason="file locks are there on Unix only")
     with Journal(tmp_path / "out", IDENTITY):
         refused("another evaluation is writing", tmp_path / "out")
     assert json.loads((tmp_path / "out" / LINES).read_text().splitlines()[0])["model"] == "tiny"

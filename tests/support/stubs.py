@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from platformdirs import user_cache_path
 
 BINDINGS = {"10.16": "tensorrt-cu12-bindings==10.16.1.11", "11.4": "tensorrt-cu13-bindings==11.4.0.106"}
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
@@ -21,8 +22,7 @@ REQUIRED = os.environ.get("MGVQ_REQUIRE_TRT_BINDINGS") == "1"
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "mgvq-export" / "trt-bindings"
+    return user_cache_path("mgvq-export", appauthor=False) / "trt-bindings"
 
 
 def bindings_folder(version: str) -> Path:

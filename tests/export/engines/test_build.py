@@ -1,6 +1,7 @@
 """Engines without a GPU: the builder driven through its whole life on a recording stand-in for TensorRT."""
 
 import _thread
+import errno
 import json
 import re
 import shlex
@@ -475,9 +476,20 @@ def test_builds_at_the_same_time_lose_no_record(bundle, monkeypatch):
 
 
 def test_without_locks_builds_still_record(bundle, cache, trt, monkeypatch):
-    monkeypatch.setattr(engines, "fcntl", None)
+    def unsupported(descriptor):
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr(engines, "lock_descriptor", unsupported)
     build(bundle, cache)
     assert len(Bundle.open(bundle.path).engines) == 1
+
+
+def test_the_cache_folder_is_the_users(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert BuildCache.default().folder == tmp_path / "mgvq-export" / "tensorrt"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tmp_path in BuildCache.default().folder.parents
 
 
 # ---- the command
