@@ -31,7 +31,7 @@ def use_fake(patch: pytest.MonkeyPatch, recorder: Any, gpu: Any) -> None:
 def engine_bundle(tiny_bundle, tmp_path_factory):
     """(name, options...) -> a bundle of the tiny network with fake engines, made once. Tests that change files copy it."""
     from mgvq_export.core.bundle import Bundle
-    from mgvq_export.export.engines import build_engines
+    from mgvq_export.export.engines.build import build_engines
     from mgvq_export.export.engines.cache import BuildCache
     from mgvq_export.tests.support import fake_gpu, fake_tensorrt
 
