@@ -23,10 +23,10 @@ _FEWEST_ROUNDS = 5  # of fewer an interval says nothing
 
 @dataclass(frozen=True)
 class Change:
-    """One figure of a contestant in both results.
+    """One figure of an entry in both results.
 
     Attributes:
-        group, name: the contestant.
+        group, name: the entry.
         stage: what was timed, ``file to file`` for all of them together, or ``peak memory``.
         before, after: medians in seconds, or bytes.
         ratio: after / before; for memory without a spread.
@@ -50,7 +50,7 @@ class Change:
 
 @dataclass
 class Comparison:
-    """All changes, and contestants that only one of the two has."""
+    """All changes, and entries that only one of the two has."""
 
     changes: list[Change]
     unmatched: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Comparison:
         return ("", "", "before", "after", "after / before (95 %)", ""), rows
 
     def remarks(self) -> list[str]:
-        """What differs between the two results, which contestants only one of them has, and how many figures changed."""
+        """What differs between the two results, which entries only one of them has, and how many figures changed."""
         judged = [change for change in self.changes if change.judged]
         worse = sum(change.regressed for change in judged)
         better = sum(change.verdict in (FASTER, SMALLER) for change in judged)
@@ -141,9 +141,7 @@ def compare(before: Results, after: Results, *, threshold: float = THRESHOLD, fo
         if key in new:
             changes += _changes(old[key], new[key], threshold)
     if not changes:
-        raise InputError(
-            "the two results have no contestant in common; give two of the same bench, with the same sizes and backends"
-        )
+        raise InputError("the two results have no entry in common; give two of the same bench, with the same sizes and backends")
     only = [f"{name}, {group}" for group, name in (*old, *new) if ((group, name) in old) != ((group, name) in new)]
     return Comparison(changes, only, different)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from mgvq_export.bench.flops import graph_flops
 from mgvq_export.bench.peers import CEILING_SIDE, CeilingJob, PeerOptions, build_peer, check_peers
-from mgvq_export.bench.processes import Contestant, measure, reason
+from mgvq_export.bench.processes import Baseline, measure, reason
 from mgvq_export.bench.record import CEILING, Entry, Results, describe_bundle
 from mgvq_export.bench.stages import TimedSessions, overhead
 from mgvq_export.bench.timing import Laps
@@ -117,10 +117,10 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="mgvq-bench-") as folder:
         for number, size in enumerate(sizes):
             image = options.image or _picture(size, Path(folder))
-            contestants = _contestants(bundle, options, cases, image, Path(folder))
-            each = len(contestants) * (options.repeat + 1)
+            baselines = _baselines(bundle, options, cases, image, Path(folder))
+            each = len(baselines) * (options.repeat + 1)
             told = partial(_tell, progress, number * each)
-            found = measure(contestants, options.repeat, threads=options.threads, progress=told)
+            found = measure(baselines, options.repeat, threads=options.threads, progress=told)
             results.entries += _entries(bundle, cases, f"{size[1]}x{size[0]}", found)
     results.settings["overhead_seconds"] = overhead()
     return results
@@ -131,7 +131,7 @@ def _tell(progress: Progress, before: int, name: str, done: int) -> None:
 
 
 def passes(options: BenchOptions) -> int:
-    """Passes that :func:`bench` makes over all contestants and sizes."""
+    """Passes that :func:`bench` makes over all baselines and sizes."""
     cases = len(options.backends) * max(1, len(options.precisions)) * len(options.tilings)
     sizes = 1 if options.image else len(options.sizes)
     return (cases + len(options.against) + 1) * (options.repeat + 1) * sizes
@@ -176,16 +176,16 @@ def _picture(size: Size, folder: Path) -> Path:
     return path
 
 
-def _contestants(bundle: Bundle, options: BenchOptions, cases: Sequence[Case], image: Path, folder: Path) -> list[Contestant]:
+def _baselines(bundle: Bundle, options: BenchOptions, cases: Sequence[Case], image: Path, folder: Path) -> list[Baseline]:
     found = []
     for case in cases:
         chosen = _choices(options, case.backend, case.precision, case.tiling)
-        found.append(Contestant(str(case), TokenizerJob, (bundle.path, chosen, image, folder)))
+        found.append(Baseline(str(case), TokenizerJob, (bundle.path, chosen, image, folder)))
     first = cases[0]
     for name in options.against:
         peer = PeerOptions(bundle.path, image, first.precision, first.backend, options.threads, options.checkpoint)
-        found.append(Contestant(name, build_peer, (name, peer), optional=True))
-    return [*found, Contestant(CEILING, CeilingJob, (first.backend, first.precision, CEILING_SIDE), optional=True)]
+        found.append(Baseline(name, build_peer, (name, peer), optional=True))
+    return [*found, Baseline(CEILING, CeilingJob, (first.backend, first.precision, CEILING_SIDE), optional=True)]
 
 
 class TokenizerJob:

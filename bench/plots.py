@@ -55,7 +55,7 @@ def save_figure(figure: Figure, path: PathLike) -> None:
 
 
 def plot_latency(results: Results, path: PathLike) -> None:
-    """Median times as stacked bars, a panel for each group, a bar for each contestant, its stages in the order of the work."""
+    """Median times as stacked bars, a panel for each group, a bar for each entry, its stages in the order of the work."""
     check_plot(path)
     groups = {
         group: [entry for entry in entries if entry.samples and entry.name != CEILING]

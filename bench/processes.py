@@ -1,4 +1,4 @@
-"""Every contestant in a process of its own, run on demand: its peak memory is its own, and nobody's threads stand in another's way."""
+"""Runs each baseline in its own process, on demand: peak memory is measured per baseline, and their threads do not disturb each other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mgvq_export.core.errors import BackendError, MgvqError
 from mgvq_export.core.processes import python_command
 from mgvq_export.runtime.tiling.memory import forget_peak, peak_bytes, resident_bytes
 
-#: ONNX Runtime's threads keep looking for work for some 20 ms after a run; the next contestant waits until they sleep.
+#: ONNX Runtime's threads keep looking for work for some 20 ms after a run; the next baseline waits until they sleep.
 SETTLE_SECONDS = 0.05
 
 # Module -> what to install for it, where the names differ.
@@ -29,7 +29,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 
 class Job(Protocol):
-    """What a contestant does, in its own process."""
+    """What a baseline does, in its own process."""
 
     def warm_up(self) -> None:
         """Load libraries, compile, start threads: what is no part of a pass."""
@@ -42,7 +42,7 @@ class Job(Protocol):
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Baseline:
     """A name, and a function of some module with arguments that can be pickled, which makes the :class:`Job`.
 
     ``optional``: when it cannot run, the reason is a result; otherwise it is an error.
@@ -56,7 +56,7 @@ class Contestant:
 
 @dataclass
 class Measured:
-    """What was found of one contestant.
+    """What was found of one baseline.
 
     Attributes:
         samples: stage -> seconds of every round.
@@ -74,37 +74,37 @@ class Measured:
 
 
 def measure(
-    contestants: Sequence[Contestant],
+    baselines: Sequence[Baseline],
     rounds: int,
     *,
     threads: int | None = None,
     progress: Callable[[str, int], None] = lambda name, done: None,
 ) -> dict[str, Measured]:
-    """Load each contestant, run it once for its memory, then ``rounds`` times in turns.
+    """Load each baseline, run it once for its memory, then ``rounds`` times in turns.
 
     Args:
         threads: told to the libraries that read it from the environment; all cores when None.
-        progress: called with the name and the number of passes done, of ``len(contestants) * (rounds + 1)``.
+        progress: called with the name and the number of passes done, of ``len(baselines) * (rounds + 1)``.
 
-    Raises :class:`BackendError` when a contestant that is not optional fails, with its reason.
+    Raises :class:`BackendError` when a baseline that is not optional fails, with its reason.
     """
     with contextlib.ExitStack() as stack:
         children: dict[str, _Child] = {}
         found: dict[str, Measured] = {}
-        for done, contestant in enumerate(contestants):
-            progress(contestant.name, done)
-            child = stack.enter_context(_start(contestant, threads))
+        for done, baseline in enumerate(baselines):
+            progress(baseline.name, done)
+            child = stack.enter_context(_start(baseline, threads))
             first = child.first()
-            found[contestant.name] = first
+            found[baseline.name] = first
             if first.skipped is None:
-                children[contestant.name] = child
-            elif not contestant.optional:
-                raise BackendError(f"{contestant.name}: {first.skipped}")
+                children[baseline.name] = child
+            elif not baseline.optional:
+                raise BackendError(f"{baseline.name}: {first.skipped}")
         passes = take_turns(
             {name: child.run for name, child in children.items()},
             rounds,
             settle=lambda: time.sleep(SETTLE_SECONDS),
-            progress=lambda name, done: progress(name, len(contestants) + done),
+            progress=lambda name, done: progress(name, len(baselines) + done),
         )
         for name, laps in passes.items():
             found[name].samples = {stage: [lap[stage] for lap in laps] for stage in laps[0]} if laps else {}
@@ -130,11 +130,11 @@ class _Child:
         try:
             return pickle.load(self._answers)
         except (EOFError, pickle.UnpicklingError):  # it ended before or in the middle of an answer
-            return {"skipped": "its process ended unexpectedly; most often it was stopped because memory ran out"}
+            return {"skipped": "its process exited unexpectedly; possibly it ran out of memory"}
 
 
 @contextlib.contextmanager
-def _start(contestant: Contestant, threads: int | None) -> Iterator[_Child]:
+def _start(baseline: Baseline, threads: int | None) -> Iterator[_Child]:
     # Not multiprocessing: what it spawns imports from the working folder before anything can be said against it.
     command = python_command(__name__, function="serve")
     environment = os.environ | (dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads is not None else {})
@@ -143,8 +143,8 @@ def _start(contestant: Contestant, threads: int | None) -> Iterator[_Child]:
     assert process.stdout is not None
     try:
         with contextlib.suppress(BrokenPipeError):
-            _send(process.stdin, (_importable(contestant.build), contestant.arguments))
-        yield _Child(contestant.name, process.stdin, process.stdout)
+            _send(process.stdin, (_importable(baseline.build), baseline.arguments))
+        yield _Child(baseline.name, process.stdin, process.stdout)
     except BaseException:
         process.terminate()  # it may be in the middle of a pass that takes minutes
         raise

@@ -31,7 +31,7 @@ _PACKAGES = ("mgvq-export", "numpy", "onnxruntime", "onnxruntime-gpu", "onnxrunt
 
 @dataclass
 class Entry:
-    """One contestant in one group; the first entry of a group is what the others of it are compared with.
+    """One measured entry of a group; the first entry of a group is what the others of it are compared with.
 
     Attributes:
         name: unique in its group, e.g. ``ort-cpu fp32 auto`` or ``torch``.

@@ -65,7 +65,7 @@ def tables(results: Results) -> list[tuple[str, Table]]:
 
 
 def overview(results: Results, group: str) -> Table:
-    """A row for each contestant of a group."""
+    """A row for each entry of a group."""
     entries = results.groups()[group]
     ceiling = ceiling_of(entries)
     first = next((entry for entry in entries if entry.has(*COMPUTE)), None)

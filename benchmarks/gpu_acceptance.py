@@ -2,7 +2,7 @@
 
     pip install --no-deps -e .                             # if the package is not installed yet
     python benchmarks/gpu_acceptance.py [--json results.json] [--section kernel]...
-    python benchmarks/gpu_acceptance.py --rehearse              the same code on the CPU, tiny: nothing it prints is a figure
+    python benchmarks/gpu_acceptance.py --dry-run              the same code on the CPU, tiny: nothing it prints is a figure
 
 A section is a function in ``mgvq_export.benchmarks.gpu`` that yields rows. One that finds at its start that it cannot run here (TensorRT is not
 installed, say) is listed with the reason; one that breaks off later counts as failed, whatever the reason, and the next ones run all
@@ -53,7 +53,7 @@ def parse_options(arguments: argparse.Namespace, folder: Path) -> Any:
     from mgvq_export.core.spec import variant
     from mgvq_export.model.demo import DEMO_SPEC
 
-    if arguments.rehearse:
+    if arguments.dry_run:
         tiny = {"check": (32, 32), "small": (64, 64), "large": (64, 96), "tile": (72, 72)}
         return GpuOptions("cpu", DEMO_SPEC, repeats=1, ceiling=64, compiler="aot_eager", folder=folder, **tiny)
     return GpuOptions(spec=variant(arguments.model), repeats=arguments.repeat, folder=folder)
@@ -70,12 +70,12 @@ def main() -> int:
         "--repeat", type=int, default=20, help="timed runs of each, of engines 5 times as many [default: %(default)s]"
     )
     parser.add_argument("--folder", type=Path, help="where to make bundle and engines, and find them again [default: temporary]")
-    parser.add_argument("--rehearse", action="store_true", help="run on the CPU, tiny, to see that everything works")
+    parser.add_argument("--dry-run", action="store_true", help="run on the CPU, tiny, to see that everything works")
     arguments = parser.parse_args()
     from mgvq_export.benchmarks.gpu.machine import describe_run
     from mgvq_export.core.files import atomic_write_bytes
 
-    document: dict[str, Any] = {"run": describe_run(), "rehearsal": arguments.rehearse, "rows": []}
+    document: dict[str, Any] = {"run": describe_run(), "dry_run": arguments.dry_run, "rows": []}
     print(json.dumps(document["run"], indent=1))
     with tempfile.TemporaryDirectory() as temporary:
         options = parse_options(arguments, (arguments.folder or Path(temporary)).resolve())

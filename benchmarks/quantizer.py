@@ -1,9 +1,9 @@
-"""The quantizer's lowerings on the CPU beside other ways to find the nearest code, in one run.
+"""The quantizer's lowerings on the CPU beside other methods that find the nearest code, in one run.
 
-    python -m mgvq_export.benchmarks.quantizer [--size NAME]... [--way NAME]... [--repeat 5] [--all] [-o FILE]
+    python -m mgvq_export.benchmarks.quantizer [--size NAME]... [--baseline NAME]... [--repeat 5] [--all] [-o FILE]
 
-Every way runs in a process of its own on the same seeded latents, so that its peak memory is its own. The ways are then timed in
-turns (one call of each, over and over); a way whose package is missing is listed as missing. Peers search the same unit rows:
+Every baseline runs in a process of its own on the same seeded latents, so that its peak memory is its own. The baselines are then timed in
+turns (one call of each, over and over); a baseline whose package is missing is listed as missing. Peers search the same unit rows:
 for unit vectors the nearest row is the one with the largest inner product. ``mgvq-export bench compare`` compares two such files.
 """
 
@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from mgvq_export.bench.processes import Contestant, measure
+from mgvq_export.bench.processes import Baseline, measure
 from mgvq_export.bench.record import Entry, Results
 from mgvq_export.bench.timing import Laps, paired_ratio
 
 #: name -> (G, K, d, h, w): the latents of one 2560x1440 image.
 SIZES = {"f16 G8": (8, 2048, 4, 90, 160), "f8 G4": (4, 8192, 8, 180, 320)}
-Way = Callable[[np.ndarray, np.ndarray], Callable[[], np.ndarray]]  # (latent, codebook) -> call that gives the codes
+#: (latent, codebook) -> a function that computes the codes.
+Prepare = Callable[[np.ndarray, np.ndarray], Callable[[], np.ndarray]]
 
 
 def make_inputs(size: tuple[int, int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +112,7 @@ def _faiss(latent: np.ndarray, codebook: np.ndarray) -> Callable[[], np.ndarray]
     return lambda: _by_group(latent, codebook, lambda group, vectors: indexes[group].search(vectors, 1)[1][:, 0])
 
 
-WAYS: dict[str, Way] = {
+BASELINES: dict[str, Prepare] = {
     "fused kernel in ONNX Runtime": lambda latent, codebook: _ort(latent, codebook, True),
     "fused kernel called directly": _fused_direct,
     "function body in ONNX Runtime": lambda latent, codebook: _ort(latent, codebook, False),
@@ -125,16 +126,16 @@ SLOW = {"torch full sort"}  # only with --all
 
 
 class SearchJob:
-    """One search for the codes of all latents, by one of :data:`WAYS`."""
+    """One search for the codes of all latents, by one of :data:`BASELINES`."""
 
-    def __init__(self, way: str, size: tuple[int, int, int, int, int]):
-        self._way, (self._latent, self._codebook) = WAYS[way], make_inputs(size)
+    def __init__(self, baseline: str, size: tuple[int, int, int, int, int]):
+        self._prepare, (self._latent, self._codebook) = BASELINES[baseline], make_inputs(size)
         self._codes = np.empty(0, np.int32)
 
     def warm_up(self) -> None:
         # A corner of the latents: imports, compilation and thread pools are not the run's memory.
-        self._way(np.ascontiguousarray(self._latent[:, :, :1, :8]), self._codebook)()
-        self._search = self._way(self._latent, self._codebook)
+        self._prepare(np.ascontiguousarray(self._latent[:, :, :1, :8]), self._codebook)()
+        self._search = self._prepare(self._latent, self._codebook)
 
     def run(self) -> dict[str, float]:
         laps = Laps(time.perf_counter)
@@ -146,8 +147,8 @@ class SearchJob:
         return {"codes": self._codes}
 
 
-def measure_ways(size_name: str, ways: list[str], repeat: int) -> list[Entry]:
-    """One entry per way, in the group ``size_name``.
+def measure_baselines(size_name: str, baselines: list[str], repeat: int) -> list[Entry]:
+    """One entry per baseline, in the group ``size_name``.
 
     Its facts: ``differ``, how many codes are not the fused kernel's, with ``margin`` the largest of
     :func:`~mgvq_export.ops.contract.near_tie_margins` (0 when none differ).
@@ -156,16 +157,16 @@ def measure_ways(size_name: str, ways: list[str], repeat: int) -> list[Entry]:
     from mgvq_export.ops.cpu_kernel import grouped_argmin
 
     size = SIZES[size_name]
-    found = measure([Contestant(way, SearchJob, (way, size), optional=True) for way in ways], repeat)
+    found = measure([Baseline(name, SearchJob, (name, size), optional=True) for name in baselines], repeat)
     latent, codebook = make_inputs(size)
     wanted = grouped_argmin(latent, codebook)
     entries = []
-    for way, measured in found.items():
+    for baseline, measured in found.items():
         facts = {}
         if measured.outcome:
             margins = near_tie_margins(latent, codebook, wanted, measured.outcome["codes"])
             facts = {"codes": wanted.size, "differ": len(margins), "margin": float(margins.max(initial=0))}
-        entries.append(Entry.of(way, size_name, measured, facts))
+        entries.append(Entry.of(baseline, size_name, measured, facts))
     return entries
 
 
@@ -190,16 +191,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m mgvq_export.benchmarks.quantizer", description=(__doc__ or "").split("\n", 1)[0]
     )
-    parser.add_argument("--repeat", type=int, default=5, help="timed calls of each way (default 5)")
+    parser.add_argument("--repeat", type=int, default=5, help="timed calls of each baseline (default 5)")
     parser.add_argument("--size", choices=SIZES, action="append", help="one of the sizes (default: all)")
-    parser.add_argument("--way", choices=WAYS, action="append", help="one of the ways (default: all but the full sort)")
+    parser.add_argument(
+        "--baseline", choices=BASELINES, action="append", help="one of the baselines (default: all but the full sort)"
+    )
     parser.add_argument("--all", action="store_true", help="the full sort too, which takes many seconds a call")
     parser.add_argument("-o", "--output", type=Path, help="write all samples here, as JSON")
     options = parser.parse_args(arguments)
-    ways = options.way or [way for way in WAYS if options.all or way not in SLOW]
+    baselines = options.baseline or [name for name in BASELINES if options.all or name not in SLOW]
     results = Results("quantizer", [], {"repeat": options.repeat})
     for name in options.size or SIZES:
-        entries = measure_ways(name, ways, max(1, options.repeat))
+        entries = measure_baselines(name, baselines, max(1, options.repeat))
         results.entries += entries
         print_entries(name, entries)
     if options.output:

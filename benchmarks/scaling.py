@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from mgvq_export.bench.latency import BenchOptions, bench
 from mgvq_export.bench.plots import check_plot, new_figure, save_figure
-from mgvq_export.bench.processes import Contestant, measure
+from mgvq_export.bench.processes import Baseline, measure
 from mgvq_export.bench.record import CEILING, Entry, Results, describe_bundle
 from mgvq_export.bench.summary import heading
 from mgvq_export.bench.timing import Percentiles, PowerLaw, fit_power_law
@@ -46,7 +46,7 @@ _PIXELS_OF_A_SERIES = 2**22  # a point is repeated until so many pixels are done
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: the points of one contestant over sides or groups.
+    """One curve: the points of one entry over sides or groups.
 
     Attributes:
         title: as the figure and the tables call it.
@@ -89,8 +89,8 @@ MEMORY_OF_IMAGES = (
     Series(f"windows of {WINDOW}", TILED, "pixels"),
 )
 QUANTIZERS = (f"fused kernel, {FIXED_ROWS}", f"function body, {FIXED_ROWS}", f"fused kernel, {FIXED_K}")
-#: Name -> way of the quantizer bench, and codes per group for so many groups.
-WAYS: dict[str, tuple[str, Callable[[int], int]]] = {
+#: Name -> baseline of the quantizer bench, and codes per group for so many groups.
+BASELINES: dict[str, tuple[str, Callable[[int], int]]] = {
     QUANTIZERS[0]: ("fused kernel in ONNX Runtime", lambda groups: ROWS_IN_ALL // groups),
     QUANTIZERS[1]: ("function body in ONNX Runtime", lambda groups: ROWS_IN_ALL // groups),
     QUANTIZERS[2]: ("fused kernel in ONNX Runtime", lambda groups: ROWS_PER_GROUP),
@@ -128,10 +128,10 @@ def measure_images(bundle: Bundle, sides: Iterable[int], say: Callable[[str], No
 def measure_groups(groups: Sequence[int], repeat: int, say: Callable[[str], None]) -> list[Entry]:
     """Entries of the quantizer; the group is the number of groups."""
     entries = []
-    for name, (way, rows) in WAYS.items():
+    for name, (baseline, rows) in BASELINES.items():
         say(name)
         sizes = {str(count): (count, rows(count), CHANNELS // count, CELLS, CELLS) for count in groups}
-        found = measure([Contestant(count, SearchJob, (way, size)) for count, size in sizes.items()], repeat)
+        found = measure([Baseline(count, SearchJob, (baseline, size)) for count, size in sizes.items()], repeat)
         for count, measured in found.items():
             _, codes, dim, _, _ = sizes[count]
             entries.append(

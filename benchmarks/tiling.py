@@ -1,7 +1,7 @@
-"""Figures of exact tiling: equality, tile tax, memory, and what blending costs instead.
+"""Figures of exact tiling: equality, tiling overhead, memory, and what blending costs instead.
 
     python -m mgvq_export.benchmarks.tiling exact BUNDLE        codes and pixels against the untiled run, at several sizes
-    python -m mgvq_export.benchmarks.tiling tax BUNDLE          tile tax predicted and measured, one cut and two
+    python -m mgvq_export.benchmarks.tiling tax BUNDLE          tiling overhead predicted and measured, one cut and two
     python -m mgvq_export.benchmarks.tiling memory BUNDLE       predicted against measured peak memory
     python -m mgvq_export.benchmarks.tiling blend BUNDLE IMAGE  blended against exact tiles, for each image
     python -m mgvq_export.benchmarks.tiling limit BUNDLE        the command line under memory limits: wall time and peak memory
@@ -92,7 +92,7 @@ def fixed_plan(bundle: Bundle, parts: tuple[Part, ...], size: tuple[int, int], t
         window = None if tile is None else (tile // scale, tile // scale)
         steps.append((part, TilePlan.fit((size[0] // scale, size[1] // scale), reach, window, scale=scale, balance=True)))
     works = [Costs(spec).work(part) for part in parts]
-    tax = sum(work * plan.tile_tax for work, (_, plan) in zip(works, steps, strict=True)) / sum(works)
+    tax = sum(work * plan.tiling_overhead for work, (_, plan) in zip(works, steps, strict=True)) / sum(works)
     return TrunkPlan(tuple(steps), 0, tax)
 
 
@@ -118,7 +118,7 @@ def tax(bundle: Bundle, size: tuple[int, int], measured: bool) -> None:
                         print(f"| {direction} | {tile} | {number} | {error} | | |")
                         continue
                     found = f"{run(plan) / untiled:.2f}" if measured else ""
-                    print(f"| {direction} | {tile} | {number} | {plan} | {plan.tile_tax:.2f} | {found} |", flush=True)
+                    print(f"| {direction} | {tile} | {number} | {plan} | {plan.tiling_overhead:.2f} | {found} |", flush=True)
 
 
 def _trunk(tokenizer: Tokenizer, direction: str, size: tuple[int, int]) -> Callable[[TrunkPlan], float]:
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--size", type=parse_size, action="append", help="WIDTHxHEIGHT; may be repeated")
     parser.add_argument("--limit", action="append", help="memory limits, e.g. 1GiB; may be repeated")
     parser.add_argument("--rounds", type=int, default=2, help="turns of the figure limit")
-    parser.add_argument("--predict-only", action="store_true", help="do not measure the tile tax")
+    parser.add_argument("--predict-only", action="store_true", help="do not measure the tiling overhead")
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
     if options.figure == "exact":

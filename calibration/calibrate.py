@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 import mgvq_export
-from mgvq_export.calibration.crops import Windows, list_images
+from mgvq_export.calibration.crops import Crops, list_images
 from mgvq_export.calibration.effects import Effects, Graphs, Journal
 from mgvq_export.calibration.options import Options
-from mgvq_export.calibration.plan_search import Calibration, Chooser, Progress
+from mgvq_export.calibration.plan_search import Calibration, PlanSearch, Progress
 from mgvq_export.calibration.ranges import collect
 from mgvq_export.core.bundle import Bundle, package_version
 from mgvq_export.core.errors import BundleError, InputError
@@ -54,10 +54,10 @@ def calibrate(
         BundleError: no network for the bundle.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    windows = Windows(tuple(list_images(images)), options.windows, options.window_size)
+    crops = Crops(tuple(list_images(images)), options.windows, options.window_size)
     progress("reading the images", 0.0)
-    others = held_out_images(held_out, windows, bundle.spec.downsample)
-    shown = windows.sample(options.search_windows, bundle.spec.downsample)
+    others = held_out_images(held_out, crops, bundle.spec.downsample)
+    shown = crops.sample(options.search_windows, bundle.spec.downsample)
     progress("loading the network", 0.0)
     network, why = find_network(bundle, None if checkpoint is None else str(checkpoint))
     if network is None:
@@ -67,10 +67,10 @@ def calibrate(
     folder = None if report_dir is None else Path(report_dir)
     # Of the weights, since a checkpoint given by hand may be another one with the same codebook.
     weights = _weights_sha256(network)
-    key = hashlib.sha256(f"{mgvq_export.__version__} {weights} {windows.sha256}".encode()).hexdigest()
+    key = hashlib.sha256(f"{mgvq_export.__version__} {weights} {crops.sha256}".encode()).hexdigest()
     ranges = collect(
         network,
-        windows,
+        crops,
         key,
         path=folder and folder / "ranges.json",
         progress=lambda done, total: progress(f"ranges: window {done} of {total}", 0.4 * done / total),
@@ -84,13 +84,13 @@ def calibrate(
         f"{mgvq_export.__version__} {weights} {_HELD_OUT_SIDE} {[digest for *_, digest in others]}",
         journal,
     )
-    found = Chooser(network, ranges, options, effects, elsewhere, progress).run()
+    found = PlanSearch(network, ranges, options, effects, elsewhere, progress).run()
     plan = replace(
         found.plan,
         made_for=MadeFor(bundle.spec.name, _checkpoint_sha256(bundle, checkpoint), bundle.codebook_sha256),
         budgets=options.budgets,
         measured=_measured(found),
-        calibration=_calibration_set(windows, options, len(shown), others),
+        calibration=_calibration_set(crops, options, len(shown), others),
         tools={"mgvq-export": mgvq_export.__version__}
         | {
             name: package_version(name)
@@ -103,7 +103,7 @@ def calibrate(
     return found
 
 
-def held_out_images(paths: Sequence[PathLike], windows: Windows, multiple: int) -> list[tuple[str, np.ndarray, str]]:
+def held_out_images(paths: Sequence[PathLike], crops: Crops, multiple: int) -> list[tuple[str, np.ndarray, str]]:
     """Name, pixels and SHA-256 of the held-out images: of large ones the middle, and sides cut to multiples of ``multiple``.
 
     Raises :class:`InputError` when one of them is among the calibration images, or too small.
@@ -111,7 +111,7 @@ def held_out_images(paths: Sequence[PathLike], windows: Windows, multiple: int) 
     found = []
     for path in list_images(paths or [Path(mgvq_export.__file__).parent / "parity" / "samples"]):
         digest = sha256_file(path)
-        if digest in windows.hashes:
+        if digest in crops.hashes:
             raise InputError(f"{path} is held out and among the calibration images; leave it out of one of them")
         image = read_image(path)
         height, width = (min(side, _HELD_OUT_SIDE) // multiple * multiple for side in image.shape[:2])
@@ -144,12 +144,10 @@ def _measured(found: Calibration) -> dict[str, Any]:
     return values
 
 
-def _calibration_set(
-    windows: Windows, options: Options, shown: int, others: Sequence[tuple[str, np.ndarray, str]]
-) -> dict[str, Any]:
-    used = zip(windows.per_image, windows.hashes, strict=True)
+def _calibration_set(crops: Crops, options: Options, shown: int, others: Sequence[tuple[str, np.ndarray, str]]) -> dict[str, Any]:
+    used = zip(crops.per_image, crops.hashes, strict=True)
     return {
-        "sha256": windows.sha256,
+        "sha256": crops.sha256,
         "windows": options.windows,
         "window_size": options.window_size,
         "search_windows": shown,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from mgvq_export.calibration.effects import Effects
 from mgvq_export.calibration.ranges import Ranges
 from mgvq_export.calibration.scales import Scale, candidates
-from mgvq_export.calibration.search import Harm, Item
+from mgvq_export.calibration.search import Candidate, Sensitivity
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.precision_plan import NodePlan, PrecisionPlan
 from mgvq_export.export.graphs.plans import PlanNode
@@ -21,12 +21,12 @@ class Choice:
     """Nodes that go into 8 bits together because they read the same value: one pair of Quantize and Dequantize serves all.
 
     Attributes:
-        item: called after the first node; its work: multiply-adds per pixel, or 1 for a skip branch.
+        candidate: called after the first node; its work: multiply-adds per pixel, or 1 for a skip branch.
         nodes: the nodes, and the position of the input that is quantized.
         value: the value they read.
     """
 
-    item: Item
+    candidate: Candidate
     nodes: Mapping[str, int]
     value: str
 
@@ -48,7 +48,7 @@ def conv_choices(nodes: Sequence[PlanNode]) -> list[Choice]:
     for node in nodes:
         by_value.setdefault(node.inputs[0], []).append(node)
     return [
-        Choice(Item(group[0].name, sum(node.macs for node in group)), {node.name: 0 for node in group}, value)
+        Choice(Candidate(group[0].name, sum(node.macs for node in group)), {node.name: 0 for node in group}, value)
         for value, group in by_value.items()
     ]
 
@@ -61,7 +61,7 @@ def skip_choices(
     A sum after anything else, such as a norm, would gain nothing from 8 bits.
     """
     return [
-        Choice(Item(node.name, 1.0), {node.name: node.skip}, node.inputs[node.skip])
+        Choice(Candidate(node.name, 1.0), {node.name: node.skip}, node.inputs[node.skip])
         for node in known.values()
         if node.side == side and node.skip is not None and node.name not in skip and node.inputs[1 - node.skip] in quantized
     ]
@@ -85,7 +85,7 @@ class Scales:
             return []
 
     def choose(
-        self, choices: Sequence[Choice], side: str, effects: Effects, harm: Harm, say: Callable[[str], None]
+        self, choices: Sequence[Choice], side: str, effects: Effects, sensitivity: Sensitivity, say: Callable[[str], None]
     ) -> list[Choice]:
         """Decide on the scale of every choice's value; returns the choices that have one.
 
@@ -99,17 +99,17 @@ class Scales:
                 if not rules:
                     continue
                 say(f"scale of {choice.value}")
-                self._decide(choice, rules, effects, harm)
+                self._decide(choice, rules, effects, sensitivity)
             usable.append(choice)
         return usable
 
-    def _decide(self, choice: Choice, rules: Sequence[Scale], effects: Effects, harm: Harm) -> None:
+    def _decide(self, choice: Choice, rules: Sequence[Scale], effects: Effects, sensitivity: Sensitivity) -> None:
         best = rules[0]
         full = next(scale for scale in rules if scale.method == "max")
         told = f"{best.method}: smallest error on the histogram, {best.error:.1e}"
         if abs(best.scale - full.scale) > _SAME * full.scale:
             effect = {scale.method: effects.measure(self._alone(choice, scale)) for scale in (best, full)}
-            if harm(effect["max"]) < harm(effect[best.method]):
+            if sensitivity(effect["max"]) < sensitivity(effect[best.method]):
                 told = f"max: measured better than {best.method}, whose error on the histogram is smaller"
                 best = full
             else:

@@ -41,12 +41,12 @@ def list_images(paths: Sequence[PathLike]) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Windows:
+class Crops:
     """``count`` square windows drawn from images, the same ones on every machine.
 
     Every image gives equally many (the first ones one more where that does not divide); with more images than windows, images
     evenly spaced in the list give one each. Places follow a low-discrepancy sequence that starts at a point taken from the
-    file's hash, so they depend on the pixels and not on names. Windows of one image may overlap.
+    file's hash, so they depend on the pixels and not on names. Crops of one image may overlap.
 
     Attributes:
         images: image files.

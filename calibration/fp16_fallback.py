@@ -5,7 +5,7 @@ stays one by default: attention sums over all pixels, so windows of 256x256 do n
 From there, or from a plan that takes those islands away, this module adds what is missing:
 
 1. nodes whose values come within a factor of eight of float16's largest number, whatever their effect on these images;
-2. if the budget is not met, the nodes that do most harm: every node is run alone in float16 on float32 inputs and held
+2. if the budget is not met, the most sensitive nodes: every node is run alone in float16 on float32 inputs and held
    against float32; nodes that give infinite values come first, then those with the largest relative error. The shortest such
    list that meets the budget is found by bisection;
 3. of that list, whatever can go back to float16 without missing the budget does: no member of the set that remains can.
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Harm:
+class Sensitivity:
     """What float16 does to one node alone, on float32 inputs.
 
     Attributes:
@@ -59,7 +59,7 @@ class Harm:
         return f"alone, float16 changes its output by {self.error:.2g} (relative L2)"
 
 
-def make_safe(
+def find_fp16_fallback(
     effects: Effects,
     ranges: Ranges,
     known: Mapping[str, PlanNode],
@@ -87,9 +87,9 @@ def make_safe(
     if first.holds(budgets):
         return plan, first
     say("float16, node by node")
-    harm = node_harm(effects.network, effects.images)
+    sensitivity = node_sensitivity(effects.network, effects.images)
     # Sorting keeps the graph's order among equals.
-    worst = sorted((name for name in half if name not in near), key=lambda name: -harm[name].error)
+    worst = sorted((name for name in half if name not in near), key=lambda name: -sensitivity[name].error)
 
     def measured(names: Collection[str]) -> Effect:
         say(f"float16, {len(names)} further nodes in float32")
@@ -105,7 +105,7 @@ def make_safe(
         )
     count = _bisect(len(worst), lambda count: measured(worst[:count]).holds(budgets))
     needed, without = smallest(worst[:count], measured, budgets)
-    reasons = {name: f"{harm[name]}; left in float16: {'; '.join(without[name].misses(budgets))}" for name in needed}
+    reasons = {name: f"{sensitivity[name]}; left in float16: {'; '.join(without[name].misses(budgets))}" for name in needed}
     final = promote(plan, reasons)
     return final, effects.measure(final)
 
@@ -144,7 +144,7 @@ def smallest(
     return kept, {name: without[name] for name in kept}
 
 
-def node_harm(network: MGVQ, images: Sequence[np.ndarray]) -> dict[str, Harm]:
+def node_sensitivity(network: MGVQ, images: Sequence[np.ndarray]) -> dict[str, Sensitivity]:
     """What float16 does to every node of both graphs alone, over all ``images`` uint8 [H, W, 3]."""
     import torch
 
@@ -169,7 +169,7 @@ def node_harm(network: MGVQ, images: Sequence[np.ndarray]) -> dict[str, Harm]:
                 with torch.inference_mode():
                     values = network.quantize.decode(network.quantize.encode(torch.from_numpy(values))).numpy()
     return {
-        name: Harm(math.sqrt(error / power) if power else (math.inf if error else 0.0), largest)
+        name: Sensitivity(math.sqrt(error / power) if power else (math.inf if error else 0.0), largest)
         for name, (error, power, largest) in sums.items()
     }
 

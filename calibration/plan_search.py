@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from mgvq_export.calibration.candidates import Choice, Scales, conv_choices, convolutions, inner_convolutions, skip_choices
 from mgvq_export.calibration.effects import Effect, Effects
-from mgvq_export.calibration.fp16_fallback import make_safe
+from mgvq_export.calibration.fp16_fallback import find_fp16_fallback
 from mgvq_export.calibration.options import Options
 from mgvq_export.calibration.ranges import Ranges
-from mgvq_export.calibration.search import Harm, Point, Search, search
+from mgvq_export.calibration.search import Point, Search, Sensitivity, search
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.precision_plan import LARGEST, NodePlan, PrecisionPlan
 from mgvq_export.export.graphs.plans import plan_nodes
@@ -49,7 +49,7 @@ class Calibration:
     notes: list[str] = field(default_factory=list)
 
 
-class Chooser:
+class PlanSearch:
     """One run: the steps share the network's nodes, the measurements and the count of steps done."""
 
     def __init__(self, network: MGVQ, ranges: Ranges, options: Options, effects: Effects, held_out: Effects, progress: Progress):
@@ -62,7 +62,7 @@ class Chooser:
     def run(self) -> Calibration:
         if self.options.precision in LARGEST:
             return self._eight_bits()
-        plan, effect = self._safe()
+        plan, effect = self._fp16_plan()
         self.say("held-out images")
         found = Calibration(plan, self.ranges, {}, effect, self.held_out.measure(plan))
         names = [node for node in plan.nodes.values() if node.precision == "fp32"]
@@ -84,7 +84,7 @@ class Chooser:
         self._share_done = max(self._share_done, min(1.0, self._count / self.expected))
         self.progress(step, 0.4 + 0.55 * self._share_done)
 
-    def _safe(self) -> tuple[PrecisionPlan, Effect]:
+    def _fp16_plan(self) -> tuple[PrecisionPlan, Effect]:
         options = self.options
         nodes = (
             {name: NodePlan("fp16") for name, node in self.known.items() if node.dtype == "fp32"}
@@ -95,7 +95,7 @@ class Chooser:
         # What 8 bits add comes on top: their base must meet the target as it is.
         budgets = options.target if options.precision in LARGEST else options.budgets
         try:
-            return make_safe(self.effects, self.ranges, self.known, plan, budgets, target=options.target, say=self.say)
+            return find_fp16_fallback(self.effects, self.ranges, self.known, plan, budgets, target=options.target, say=self.say)
         except InputError as error:
             if options.precision not in LARGEST:
                 raise
@@ -105,7 +105,7 @@ class Chooser:
         options = self.options
         base = PrecisionPlan(options.name or options.precision, options.base, {})
         if options.base == "fp16":
-            base, _ = self._safe()
+            base, _ = self._fp16_plan()
         scales = Scales(self.ranges, options.precision)
         chosen: list[Choice] = []
         searches: dict[str, Search] = {}
@@ -127,9 +127,9 @@ class Chooser:
         self, side: str, scales: Scales, base: PrecisionPlan, already: Sequence[Choice], searches: dict[str, Search]
     ) -> list[Choice]:
         """Choices of one side within the budgets: convolutions, then the skip branches beside them."""
-        harm: Harm = (lambda effect: effect.error) if side == "decoder" else (lambda effect: 1 - effect.agreement)
+        sensitivity: Sensitivity = (lambda effect: effect.error) if side == "decoder" else (lambda effect: 1 - effect.agreement)
         exact = PrecisionPlan("trial", "fp32", {})
-        start = {choice.item.name: choice for choice in already}
+        start = {choice.candidate.name: choice for choice in already}
         taken: list[Choice] = []
         promoted = [name for name, node in base.nodes.items() if node.precision == "fp32"]
         convs = conv_choices(inner_convolutions(self.known, side, promoted))
@@ -139,19 +139,21 @@ class Chooser:
             if not choices and work is None:
                 break
             self.expected = self._count + 4 * len(choices) + 10
-            usable = scales.choose(choices, side, self.effects, harm, self.say)
-            by_name = {choice.item.name: choice for choice in usable} | start
+            usable = scales.choose(choices, side, self.effects, sensitivity, self.say)
+            by_name = {choice.candidate.name: choice for choice in usable} | start
 
             def measure(names: Sequence[str], by_name: dict[str, Choice] = by_name, title: str = title) -> Effect:
                 self.say(f"{title}: {len(names)} in {self.options.precision}")
                 return self.effects.measure(scales.plan(exact, [by_name[name] for name in names]))
 
-            items = [choice.item for choice in usable]
-            if work is not None and not items:
+            candidates = [choice.candidate for choice in usable]
+            if work is not None and not candidates:
                 raise InputError(
                     f"the {side} has no convolution that {self.options.precision} is for, or all its values are zero: try fp16"
                 )
-            found = search(items, work or len(items), measure, self.options.target, harm=harm, start=list(start))
+            found = search(
+                candidates, work or len(candidates), measure, self.options.target, sensitivity=sensitivity, start=list(start)
+            )
             searches[title] = found
             if found.chosen is None:
                 if work is None:
@@ -208,7 +210,7 @@ class Chooser:
         found.baseline = (self._share(side, plan), self.effects.measure(plan), self.held_out.measure(plan))
         found.notes.append(versus(found.searches[side], found.baseline[0], found.baseline[1], side))
         promoted = [name for name, node in base.nodes.items() if node.precision == "fp32"]
-        by_name = {choice.item.name: choice for choice in conv_choices(inner_convolutions(self.known, side, promoted))}
+        by_name = {choice.candidate.name: choice for choice in conv_choices(inner_convolutions(self.known, side, promoted))}
         for point in _thinned(found.searches[side].curve):
             self.say("held-out images")
             trial = scales.plan(exact, [by_name[name] for name in point.names])
@@ -239,7 +241,7 @@ def _nodes(choices: Sequence[Choice]) -> set[str]:
 
 
 def _named(choices: Sequence[Choice]) -> str:
-    return ", ".join(choice.item.name for choice in choices)
+    return ", ".join(choice.candidate.name for choice in choices)
 
 
 def _thinned(curve: Sequence[Point]) -> Iterator[Point]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mgvq_export.calibration.crops import Windows
+from mgvq_export.calibration.crops import Crops
 from mgvq_export.calibration.segments import SegmentedGraph
 from mgvq_export.calibration.statistics import TensorStatistics
 from mgvq_export.core.errors import InputError
@@ -96,9 +96,9 @@ class Ranges:
 
 
 def collect(
-    network: MGVQ, windows: Windows, key: str, *, path: Path | None = None, progress: Progress = lambda done, total: None
+    network: MGVQ, crops: Crops, key: str, *, path: Path | None = None, progress: Progress = lambda done, total: None
 ) -> Ranges:
-    """The ranges of ``network`` on ``windows``: encoder on the pixels, decoder on the codes that the encoder gives for them.
+    """The ranges of ``network`` on ``crops``: encoder on the pixels, decoder on the codes that the encoder gives for them.
 
     Args:
         key: hash of network and windows.
@@ -108,13 +108,13 @@ def collect(
     Raises:
         InputError: an image cannot be used, or a value is not finite.
     """
-    ranges = _continued(path, key, windows.count)
+    ranges = _continued(path, key, crops.count)
     if ranges.done == ranges.total:
         ranges.check_finite()
         return ranges
-    batch = _batch(network, windows.size)
-    graphs = _load(network, windows.size, batch)
-    for number, pixels in enumerate(windows.batches(batch, ranges.done)):
+    batch = _batch(network, crops.size)
+    graphs = _load(network, crops.size, batch)
+    for number, pixels in enumerate(crops.batches(batch, ranges.done)):
         for side, name, values in _values(network, graphs, pixels):
             ranges.sides[side].setdefault(name, TensorStatistics()).add(values)
         ranges.done += len(pixels)
@@ -136,7 +136,7 @@ def _continued(path: Path | None, key: str, total: int) -> Ranges:
 
 
 def _batch(network: MGVQ, size: int) -> int:
-    """Windows run together: fewer for wide networks, whose single values are large."""
+    """Crops run together: fewer for wide networks, whose single values are large."""
     widest = network.spec.widths[network.spec.first_stage] * size * size * 4
     return max(1, min(_BATCH, _MEMORY // (8 * widest)))
 
@@ -155,7 +155,7 @@ def _values(network: MGVQ, graphs: Mapping[str, SegmentedGraph], pixels: np.ndar
     """Side, name and values of everything computed for ``pixels`` uint8 [B, S, S, 3]."""
     import torch
 
-    feed = output = np.concatenate([to_float(window) for window in pixels])
+    feed = output = np.concatenate([to_float(crop) for crop in pixels])
     for side, graph in graphs.items():
         yield side, graph.input, feed
         for name, output in graph.run(feed):

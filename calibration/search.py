@@ -1,7 +1,7 @@
-"""The cheapest plan within a budget: which items to put into 8 bits, when each gains work and costs quality.
+"""The cheapest plan within a budget: which candidates to put into 8 bits, when each gains work and costs quality.
 
-Three steps, every one by measurement: the error each item causes alone; the curve, items added in the order of saved work per error
-with the whole plan measured again at every step; and a last pass that tries the items left over. The order
+Three steps, every one by measurement: the error each candidate causes alone; the curve, candidates added in the order of saved work per error
+with the whole plan measured again at every step; and a last pass that tries the candidates left over. The order
 treats errors as if they added up, which errors of independent roundings nearly do; no decision rests on it unmeasured.
 """
 
@@ -18,7 +18,7 @@ CURVE_STEPS = 30
 
 
 @dataclass(frozen=True)
-class Item:
+class Candidate:
     """Something that can run in 8 bits: a convolution, or the skip branch of a sum.
 
     Attributes:
@@ -32,10 +32,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Point:
-    """A set of items in 8 bits, in the order they were added, and what it does.
+    """A set of candidates in 8 bits, in the order they were added, and what it does.
 
     Attributes:
-        names: the items.
+        names: the candidates.
         share: their work as a share of ``total``, 0 to 1.
         effect: as measured.
     """
@@ -50,9 +50,9 @@ class Search:
     """What a search found.
 
     Attributes:
-        alone: every item by itself, best first (saved work per error).
-        curve: the items added in that order, from none to all, in at most :data:`CURVE_STEPS` steps.
-        chosen: the set of most work that holds the budgets, or None when no item can be added within them.
+        alone: every candidate by itself, best first (saved work per error).
+        curve: the candidates added in that order, from none to all, in at most :data:`CURVE_STEPS` steps.
+        chosen: the set of most work that holds the budgets, or None when no candidate can be added within them.
     """
 
     alone: list[Point]
@@ -60,31 +60,31 @@ class Search:
     chosen: Point | None
 
 
-#: The effect of a set of items in 8 bits.
+#: The effect of a set of candidates in 8 bits.
 Measure = Callable[[Sequence[str]], Effect]
 
 #: What an effect costs: 0 for none, larger is worse.
-Harm = Callable[[Effect], float]
+Sensitivity = Callable[[Effect], float]
 
 
 def search(
-    items: Sequence[Item],
+    candidates: Sequence[Candidate],
     total: float,
     measure: Measure,
     budgets: Budgets,
     *,
-    harm: Harm = lambda effect: effect.error,
+    sensitivity: Sensitivity = lambda effect: effect.error,
     start: Sequence[str] = (),
 ) -> Search:
-    """The set of items that saves most work within ``budgets``.
+    """The set of candidates that saves most work within ``budgets``.
 
     Args:
         total: work of everything, in 8 bits or not: shares are of it.
-        measure: what a set does; called two to three times as often as there are items.
-        harm: the figure that is traded for work.
-        start: items that are in 8 bits already; their work is not counted.
+        measure: what a set does; called two to three times as often as there are candidates.
+        sensitivity: the figure that is traded for work.
+        start: candidates that are in 8 bits already; their work is not counted.
     """
-    work = {item.name: item.work for item in items}
+    work = {candidate.name: candidate.work for candidate in candidates}
 
     def point(names: Sequence[str]) -> Point:
         share = sum(work[name] for name in names) / total if total else 0.0
@@ -92,9 +92,9 @@ def search(
 
     # Alone
     nothing = point(())
-    alone = [point((item.name,)) for item in items]
-    base = harm(nothing.effect)
-    alone.sort(key=lambda one: (-_worth(one.share, harm(one.effect) - base), one.names))
+    alone = [point((candidate.name,)) for candidate in candidates]
+    base = sensitivity(nothing.effect)
+    alone.sort(key=lambda one: (-_worth(one.share, sensitivity(one.effect) - base), one.names))
     # Together, ever more of them
     order = [one.names[0] for one in alone]
     steps = min(len(order), CURVE_STEPS)
@@ -103,17 +103,17 @@ def search(
     best = max((one for one in curve if one.effect.holds(budgets)), key=lambda one: one.share, default=None)
     if best is None:
         return Search(alone, curve, None)
-    for item in sorted(items, key=lambda item: (-item.work, item.name)):
-        if item.name not in best.names:
-            more = point((*best.names, item.name))
+    for candidate in sorted(candidates, key=lambda candidate: (-candidate.work, candidate.name)):
+        if candidate.name not in best.names:
+            more = point((*best.names, candidate.name))
             if more.effect.holds(budgets):
                 best = more
     return Search(alone, curve, best if best.names else None)
 
 
-def _worth(share: float, harm: float) -> float:
-    """Saved work per harm added. An item that does no harm comes first, one that breaks everything last."""
-    return share / max(harm, 1e-12)
+def _worth(share: float, added: float) -> float:
+    """Saved work per added error. A candidate that adds no error comes first, one that breaks everything last."""
+    return share / max(added, 1e-12)
 
 
 def pareto(points: Sequence[Point], side: str = "decoder") -> list[Point]:

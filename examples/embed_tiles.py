@@ -23,7 +23,7 @@ def main(folder, side, source, target):
     image = np.load(source)
     values = ((image.astype(np.float32) / 255 - 0.5) * 2).transpose(2, 0, 1)[None]  # [1, 3, H, W]
     plan = TilePlan.fit(image.shape[:2], bundle.reach(Part.ENCODER_TRUNK), (int(side), int(side)))
-    print(plan)  # for 2560x1440: windows 32 of 512x512, halo 88, tile tax 2.28
+    print(plan)  # for 2560x1440: windows 32 of 512x512, halo 88, tiling overhead 2.28
     features = None
     for window in plan.windows:
         (found,) = trunk.run(None, {"image": np.ascontiguousarray(values[(..., *window.source)])})

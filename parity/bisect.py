@@ -18,8 +18,8 @@ from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.files import PathLike
 from mgvq_export.core.spec import Part
-from mgvq_export.parity import network as torch_network
 from mgvq_export.parity.metrics import relative_l2
+from mgvq_export.parity.network import find_network
 from mgvq_export.parity.results import format_value
 from mgvq_export.parity.tolerances import Tolerance, tolerance
 from mgvq_export.runtime.images import to_float
@@ -94,7 +94,7 @@ def bisect(bundle: PathLike | Bundle, image: np.ndarray, *, checkpoint: PathLike
     """
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle)
-    network, why = torch_network.find_network(bundle, None if checkpoint is None else str(checkpoint))
+    network, why = find_network(bundle, None if checkpoint is None else str(checkpoint))
     first = "fp32" if "fp32" in bundle.precisions else bundle.precisions[0]
     origins: list[Origin] = []
     summary: list[str] = [] if network else [f"{first} against the network: skipped, {why}"]

@@ -1,4 +1,4 @@
-"""The questions a verification asks. Each takes a :class:`Subject` and gives results, every figure the worst of all images."""
+"""The checks of a verification. Each takes a :class:`VerificationContext` and returns results; every figure is the worst over all images."""
 
 from __future__ import annotations
 
@@ -12,67 +12,67 @@ from mgvq_export.core.precision_plan import FLOATS, Budgets
 from mgvq_export.core.spec import Part
 from mgvq_export.ops.contract import grouped_argmin
 from mgvq_export.parity import graphs
-from mgvq_export.parity import network as torch_network
 from mgvq_export.parity.compare import CodeDifferences, Worst
-from mgvq_export.parity.context import SAMPLE_SIDE, Images, Subject
+from mgvq_export.parity.context import SAMPLE_SIDE, Images, VerificationContext
 from mgvq_export.parity.metrics import agreement, max_abs, psnr, relative_l2
+from mgvq_export.parity.network import network_codebook, run_codes, run_decode, run_latent
 from mgvq_export.parity.results import REPORTED, CheckResult
 from mgvq_export.parity.tolerances import budget, tolerance
-from mgvq_export.parity.whole_images import ask_whole_images
+from mgvq_export.parity.whole_images import check_whole_images
 from mgvq_export.runtime.images import to_float, to_uint8
 from mgvq_export.runtime.ort.sessions import OrtSession
 from mgvq_export.runtime.pipeline import Session
 
 _ORACLE_SIDE = 64  # the oracle holds 4 * K bytes per latent position: larger latents are cut to this side, around their centre
 
-Checks = Iterable[CheckResult]
+CheckResults = Iterable[CheckResult]
 
 
-def ask_network(subject: Subject) -> Checks:
+def check_network(context: VerificationContext) -> CheckResults:
     """Do the graphs give what the PyTorch network gives? Latent, codes, and the decoding of the network's codes."""
-    precision = subject.reference
-    encoder, decoder = subject.kinds(precision)
+    precision = context.reference
+    encoder, decoder = context.kinds(precision)
     latent = Worst("network/latent", "Does the encoder give the network's latent?", tolerance("latent", encoder))
     codes = CodeDifferences("network/codes", "Does encoding give the network's codes?", tolerance("codes", encoder))
     pixels = Worst(
         "network/pixels", "Does the decoder give the network's pixels for the same codes?", tolerance("pixels", decoder)
     )
     book = Worst(
-        "network/codebook", "Are the codebook rows the network's?", tolerance("codebook", subject.bundle.base(precision))
+        "network/codebook", "Are the codebook rows the network's?", tolerance("codebook", context.bundle.base(precision))
     )
-    why = subject.no_network if subject.network is None else subject.no_float
-    if subject.network is None or why:
+    why = context.no_network if context.network is None else context.no_float
+    if context.network is None or why:
         return [CheckResult.skipped(row.name, row.question, why) for row in (book, latent, codes, pixels)]
-    tokenizer = subject.tokenizer(precision)
-    rows = torch_network.codebook(subject.network)
+    tokenizer = context.tokenizer(precision)
+    rows = network_codebook(context.network)
     book.add("", max_abs(graphs.codebook_of(tokenizer), rows))
-    for name, image in subject.images.items():
-        wanted = torch_network.run_latent(subject.network, to_float(image))
-        wanted_codes = torch_network.run_codes(subject.network, wanted)
-        latent.add(name, relative_l2(subject.latent(name, precision), wanted))
-        codes.add(name, wanted, rows, subject.codes(name, precision), wanted_codes)
+    for name, image in context.images.items():
+        wanted = run_latent(context.network, to_float(image))
+        wanted_codes = run_codes(context.network, wanted)
+        latent.add(name, relative_l2(context.latent(name, precision), wanted))
+        codes.add(name, wanted, rows, context.codes(name, precision), wanted_codes)
         found = graphs.pixels_of(tokenizer, wanted_codes)
-        pixels.add(name, max_abs(found, torch_network.run_decode(subject.network, wanted_codes)))
+        pixels.add(name, max_abs(found, run_decode(context.network, wanted_codes)))
     return [book.result(), latent.result(), codes.result(), pixels.result()]
 
 
-def ask_precision(subject: Subject) -> Checks:
+def check_precision(context: VerificationContext) -> CheckResults:
     """Does every further precision agree with fp32?"""
-    reference = subject.reference
+    reference = context.reference
     checks: list[CheckResult] = []
-    for precision in subject.bundle.precisions:
+    for precision in context.bundle.precisions:
         if precision != reference:
-            checks += _against_reference(subject, precision)
+            checks += _against_reference(context, precision)
     if not checks:
         why = f"the bundle has {reference} only; export it with --precision fp32 --precision fp16"
         checks.append(CheckResult.skipped("precision", "Does every further precision agree with fp32?", why))
     return checks
 
 
-def _against_reference(subject: Subject, name: str) -> Checks:
+def _against_reference(context: VerificationContext, name: str) -> CheckResults:
     """Rows of one precision. Where its plan states a budget, that is the limit; codes of an 8-bit encoder have no other."""
-    reference, tokenizer, plan = subject.reference, subject.tokenizer(name), subject.bundle.plan(name)
-    encoder, decoder = subject.kinds(name)
+    reference, tokenizer, plan = context.reference, context.tokenizer(name), context.bundle.plan(name)
+    encoder, decoder = context.kinds(name)
     budgets = Budgets() if plan is None else plan.budgets
     latent = Worst(f"precision/{name}/latent", f"Is the {name} latent that of {reference}?", tolerance("latent", "fp16"))
     codes = CodeDifferences(
@@ -83,15 +83,15 @@ def _against_reference(subject: Subject, name: str) -> Checks:
     limit = budget(tolerance("drop"), budgets.max_psnr_drop)
     drop = Worst(f"precision/{name}/drop", f"Do images keep their quality in {name}?", limit)
     judge_drop = budgets.max_psnr_drop is not None or not {encoder, decoder} <= {*FLOATS}
-    for image in subject.images:
-        wanted = subject.latent(image, reference)
-        wanted_codes = subject.codes(image, reference)
-        latent.add(image, relative_l2(subject.latent(image, name), wanted))
-        codes.add(image, wanted, subject.codebook, subject.codes(image, name), wanted_codes)
+    for image in context.images:
+        wanted = context.latent(image, reference)
+        wanted_codes = context.codes(image, reference)
+        latent.add(image, relative_l2(context.latent(image, name), wanted))
+        codes.add(image, wanted, context.codebook, context.codes(image, name), wanted_codes)
         pixels = graphs.pixels_of(tokenizer, wanted_codes)
-        quality.add(image, psnr(pixels, subject.pixels(image, reference), peak=2.0))
+        quality.add(image, psnr(pixels, context.pixels(image, reference), peak=2.0))
         if judge_drop:
-            drop.add(image, _quality(subject, image, reference) - _quality(subject, image, name))
+            drop.add(image, _quality(context, image, reference) - _quality(context, image, name))
     checks = [codes.agreement_result(budget(tolerance("agreement", "fp16"), budgets.min_code_agreement)), quality.result()]
     if encoder in FLOATS:
         checks.insert(0, latent.result())
@@ -105,50 +105,50 @@ def _half(kind: str) -> str:
     return "fp16" if kind == "fp32" else kind
 
 
-def _quality(subject: Subject, image: str, precision: str) -> float:
+def _quality(context: VerificationContext, image: str, precision: str) -> float:
     """PSNR in dB of an image encoded and decoded against itself."""
-    return psnr(np.clip(subject.pixels(image, precision), -1, 1), to_float(subject.images[image]), peak=2.0)
+    return psnr(np.clip(context.pixels(image, precision), -1, 1), to_float(context.images[image]), peak=2.0)
 
 
-def ask_backend(subject: Subject) -> Checks:
+def check_backend(context: VerificationContext) -> CheckResults:
     """Does the backend agree with ONNX Runtime on the CPU?"""
     question = "Does the backend agree with ONNX Runtime on the CPU?"
-    if subject.whole:
-        return ask_whole_images(subject)
-    if subject.backend == "ort-cpu":
+    if context.whole:
+        return check_whole_images(context)
+    if context.backend == "ort-cpu":
         return [CheckResult.skipped("backend", question, "the backend is ort-cpu; choose another with --backend")]
     checks: list[CheckResult] = []
-    for precision in subject.bundle.precisions:
-        here, cpu = subject.tokenizer(precision), subject.tokenizer(precision, "ort-cpu")
-        encoder, decoder = subject.kinds(precision)
+    for precision in context.bundle.precisions:
+        here, cpu = context.tokenizer(precision), context.tokenizer(precision, "ort-cpu")
+        encoder, decoder = context.kinds(precision)
         latent = Worst(f"backend/{precision}/latent", question, tolerance("latent", encoder))
         codes = CodeDifferences(f"backend/{precision}/codes", question, tolerance("codes", encoder))
         pixels = Worst(f"backend/{precision}/pixels", question, tolerance("pixels", decoder))
-        for name in subject.images:
-            wanted = subject.latent(name, precision, "ort-cpu")
-            wanted_codes = subject.codes(name, precision, "ort-cpu")
-            latent.add(name, relative_l2(subject.latent(name, precision), wanted))
-            codes.add(name, wanted, subject.codebook, subject.codes(name, precision), wanted_codes)
+        for name in context.images:
+            wanted = context.latent(name, precision, "ort-cpu")
+            wanted_codes = context.codes(name, precision, "ort-cpu")
+            latent.add(name, relative_l2(context.latent(name, precision), wanted))
+            codes.add(name, wanted, context.codebook, context.codes(name, precision), wanted_codes)
             pixels.add(name, max_abs(graphs.pixels_of(here, wanted_codes), graphs.pixels_of(cpu, wanted_codes)))
         checks += [latent.result(), codes.result(), pixels.result()]
     return checks
 
 
-def ask_quantizer(subject: Subject) -> Checks:
+def check_quantizer(context: VerificationContext) -> CheckResults:
     """On identical latents: does every lowering of the operator give the oracle's codes, and the quantizer their rows?"""
     checks: list[CheckResult] = []
-    if "fp32" not in subject.bundle.precisions and subject.network is None:
-        why = f"the float32 codebook is needed: {subject.no_network}"
+    if "fp32" not in context.bundle.precisions and context.network is None:
+        why = f"the float32 codebook is needed: {context.no_network}"
         return [CheckResult.skipped("quantizer", "Does the quantizer give the oracle's codes?", why)]
     limit = tolerance("codes", "operator")
-    for precision in subject.bundle.precisions:
-        tokenizer = subject.tokenizer(precision)
+    for precision in context.bundle.precisions:
+        tokenizer = context.tokenizer(precision)
         dtype = tokenizer.pipeline.sessions[Part.QUANTIZER].inputs["latent"]
-        latents = {name: _centre(subject.latent(name, precision)) for name in subject.images}
-        probes = graphs.probe_latents(subject.codebook, dtype)
-        wanted = {name: grouped_argmin(latent, subject.codebook) for name, latent in latents.items()}
-        wanted_rules = [grouped_argmin(probe, subject.codebook) for probe in probes]
-        for lowering, session in _lowerings(subject, precision).items():
+        latents = {name: _centre(context.latent(name, precision)) for name in context.images}
+        probes = graphs.probe_latents(context.codebook, dtype)
+        wanted = {name: grouped_argmin(latent, context.codebook) for name, latent in latents.items()}
+        wanted_rules = [grouped_argmin(probe, context.codebook) for probe in probes]
+        for lowering, session in _lowerings(context, precision).items():
             prefix = f"quantizer/{precision}/{lowering}"
             codes = CodeDifferences(
                 f"{prefix}/codes", f"Does the {lowering} lowering give the oracle's codes on the same latents?", limit
@@ -159,9 +159,9 @@ def ask_quantizer(subject: Subject) -> Checks:
                 limit,
             )
             for name, latent in latents.items():
-                codes.add(name, latent, subject.codebook, graphs.run(session, "codes", latent=latent), wanted[name])
+                codes.add(name, latent, context.codebook, graphs.run(session, "codes", latent=latent), wanted[name])
             for probe, rule in zip(probes, wanted_rules, strict=True):
-                rules.add("probe", probe, subject.codebook, graphs.run(session, "codes", latent=probe), rule)
+                rules.add("probe", probe, context.codebook, graphs.run(session, "codes", latent=probe), rule)
             checks += [codes.result(), rules.result()]
         rows = Worst(
             f"quantizer/{precision}/rows", "Does the quantizer look up the rows the dequantizer does?", tolerance("exact")
@@ -173,12 +173,12 @@ def ask_quantizer(subject: Subject) -> Checks:
     return checks
 
 
-def _lowerings(subject: Subject, precision: str) -> dict[str, Session]:
+def _lowerings(context: VerificationContext, precision: str) -> dict[str, Session]:
     """Every way the operator can run here, by name."""
-    path = subject.bundle.graph_path(precision, Part.QUANTIZER)
+    path = context.bundle.graph_path(precision, Part.QUANTIZER)
     found: dict[str, Session] = {"function": OrtSession(path, "ort-cpu", fused_kernels=False)}
-    name = "fused" if subject.backend == "ort-cpu" else subject.backend
-    return {name: subject.tokenizer(precision).pipeline.sessions[Part.QUANTIZER], **found}
+    name = "fused" if context.backend == "ort-cpu" else context.backend
+    return {name: context.tokenizer(precision).pipeline.sessions[Part.QUANTIZER], **found}
 
 
 def _centre(latent: np.ndarray) -> np.ndarray:
@@ -186,11 +186,11 @@ def _centre(latent: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(latent[:, :, top : top + _ORACLE_SIDE, left : left + _ORACLE_SIDE])
 
 
-def ask_decoder(subject: Subject) -> Checks:
+def check_decoder(context: VerificationContext) -> CheckResults:
     """On identical codes: groups left out, and against the network for every number of groups that is a power of two."""
-    precision, spec = subject.reference, subject.bundle.spec
-    tokenizer = subject.tokenizer(precision)
-    name, image = subject.sample
+    precision, spec = context.reference, context.bundle.spec
+    tokenizer = context.tokenizer(precision)
+    name, image = context.sample
     codes = graphs.codes_of(tokenizer, graphs.latent_of(tokenizer, image))
     counts = sorted({1, *(2**n for n in range(spec.groups.bit_length()) if 2**n <= spec.groups), spec.groups})
     rows = Worst("decoder/groups", "Does the dequantizer set the groups left out to zero, and only those?", tolerance("exact"))
@@ -199,30 +199,30 @@ def ask_decoder(subject: Subject) -> Checks:
         wanted = np.where(np.arange(spec.latent_channels)[:, None, None] < count * spec.group_dim, whole, 0)
         rows.add(f"{name}, {count} groups", max_abs(graphs.lookup(tokenizer, codes, count), wanted))
     question = "Does decoding fewer groups give the network's pixels for the same codes?"
-    pixels = Worst("decoder/pixels", question, tolerance("pixels", subject.kinds(precision)[1]))
-    why = subject.no_network if subject.network is None else subject.no_float
-    if subject.network is None or why:
+    pixels = Worst("decoder/pixels", question, tolerance("pixels", context.kinds(precision)[1]))
+    why = context.no_network if context.network is None else context.no_float
+    if context.network is None or why:
         return [rows.result(), CheckResult.skipped(pixels.name, pixels.question, why)]
     for count in counts[:-1] or counts:
-        wanted = torch_network.run_decode(subject.network, codes, count)
+        wanted = run_decode(context.network, codes, count)
         pixels.add(f"{name}, {count} groups", max_abs(graphs.pixels_of(tokenizer, codes, count), wanted))
     return [rows.result(), pixels.result()]
 
 
-def ask_graphs(subject: Subject) -> Checks:
+def check_graphs(context: VerificationContext) -> CheckResults:
     """Do the graphs that are the same layers cut elsewhere (whole, trunk and head, fine and coarse) agree?"""
     checks = []
-    image_name, image = subject.sample
-    for precision in subject.bundle.precisions:
-        tokenizer = subject.tokenizer(precision)
-        kinds = dict(zip(("encoder", "decoder"), subject.kinds(precision), strict=True))
+    image_name, image = context.sample
+    for precision in context.bundle.precisions:
+        tokenizer = context.tokenizer(precision)
+        kinds = dict(zip(("encoder", "decoder"), context.kinds(precision), strict=True))
         codes = graphs.codes_of(tokenizer, graphs.latent_of(tokenizer, image))
         quantized = graphs.lookup(tokenizer, codes)
         ways: dict[str, tuple[np.ndarray, tuple[Part, ...], tuple[Part, ...]]] = {
             "encoder": (to_float(image), (Part.ENCODER_TRUNK, Part.ENCODER_HEAD), (Part.ENCODER,)),
             "decoder": (quantized, (Part.DECODER_HEAD, Part.DECODER_TRUNK), (Part.DECODER,)),
         }
-        if subject.bundle.has_part(Part.ENCODER_TRUNK_FINE):
+        if context.bundle.has_part(Part.ENCODER_TRUNK_FINE):
             features = graphs.chain(tokenizer, quantized, Part.DECODER_HEAD)
             halves = (Part.ENCODER_TRUNK_FINE, Part.ENCODER_TRUNK_COARSE)
             ways["encoder_trunk"] = (to_float(image), (Part.ENCODER_TRUNK,), halves)
@@ -236,13 +236,13 @@ def ask_graphs(subject: Subject) -> Checks:
     return checks
 
 
-def ask_batch(subject: Subject) -> Checks:
+def check_batch(context: VerificationContext) -> CheckResults:
     """Does an image give the same alone, in a batch, and in another place of the batch?"""
     checks = []
-    images = _same_size(subject.images)
-    for precision in subject.bundle.precisions:
-        tokenizer = subject.tokenizer(precision)
-        encoder, decoder = subject.kinds(precision)
+    images = _same_size(context.images)
+    for precision in context.bundle.precisions:
+        tokenizer = context.tokenizer(precision)
+        encoder, decoder = context.kinds(precision)
         question = "Does an image give the same alone, in a batch, and in another place of it?"
         latent = Worst(f"batch/{precision}/latent", question, tolerance("latent", encoder))
         codes = CodeDifferences(f"batch/{precision}/codes", question, tolerance("codes", encoder))
@@ -258,7 +258,7 @@ def ask_batch(subject: Subject) -> Checks:
             for place, index in enumerate(order):
                 name, here = list(images)[index], slice(place, place + 1)
                 latent.add(name, relative_l2(together[here], alone[index]))
-                codes.add(name, alone[index], subject.codebook, together_codes[here], alone_codes[index])
+                codes.add(name, alone[index], context.codebook, together_codes[here], alone_codes[index])
                 pixels.add(name, max_abs(together_pixels[here], alone_pixels[index]))
         checks += [latent.result(), codes.result(), pixels.result()]
     return checks
@@ -274,32 +274,32 @@ def _same_size(images: Images) -> Images:
     return cut
 
 
-def ask_tiling(subject: Subject) -> Checks:
+def check_tiling(context: VerificationContext) -> CheckResults:
     """Does the exact tiling give what one window gives?"""
     checks = []
-    for precision in subject.bundle.precisions:
-        tokenizer = subject.tokenizer(precision)
-        encoder, decoder = subject.kinds(precision)
-        stride = subject.bundle.spec.trunk_stride
+    for precision in context.bundle.precisions:
+        tokenizer = context.tokenizer(precision)
+        encoder, decoder = context.kinds(precision)
+        stride = context.bundle.spec.trunk_stride
         latent = Worst(f"tiling/{precision}/latent", "Is the tiled latent the untiled one?", tolerance("latent", encoder))
         codes = CodeDifferences(f"tiling/{precision}/codes", "Are the tiled codes the untiled ones?", tolerance("codes", encoder))
         pixels = Worst(f"tiling/{precision}/pixels", "Are the tiled pixels the untiled ones?", tolerance("pixels", decoder))
         steps = Worst(f"tiling/{precision}/image", "Is the tiled 8-bit image the untiled one?", tolerance("steps", decoder))
         for row in (latent, codes, pixels, steps):
             row.when_empty = "no image is large enough to be cut into windows"
-        for name in subject.some_images(precision):
-            image = subject.images[name]
+        for name in context.some_images(precision):
+            image = context.images[name]
             height, width = image.shape[:2]
-            plan = graphs.window_plan((height, width), subject.bundle.reach(Part.ENCODER_TRUNK))
-            wanted, wanted_codes = subject.latent(name, precision), subject.codes(name, precision)
+            plan = graphs.window_plan((height, width), context.bundle.reach(Part.ENCODER_TRUNK))
+            wanted, wanted_codes = context.latent(name, precision), context.codes(name, precision)
             if len(plan.windows) > 1:
                 found = graphs.tiled_latent(tokenizer, image, plan)
                 latent.add(f"{name}, {plan}", relative_l2(found, wanted))
-                codes.add(name, wanted, subject.codebook, graphs.codes_of(tokenizer, found), wanted_codes)
+                codes.add(name, wanted, context.codebook, graphs.codes_of(tokenizer, found), wanted_codes)
             size = (height // stride, width // stride)
-            plan = graphs.window_plan(size, subject.bundle.reach(Part.DECODER_TRUNK), scale=stride)
+            plan = graphs.window_plan(size, context.bundle.reach(Part.DECODER_TRUNK), scale=stride)
             if len(plan.windows) > 1:
-                whole = subject.pixels(name, precision)
+                whole = context.pixels(name, precision)
                 pixels.add(f"{name}, {plan}", max_abs(graphs.tiled_pixels(tokenizer, wanted_codes, plan), whole))
                 if np.isfinite(whole).all():
                     found_image = graphs.tiled_image(tokenizer, wanted_codes, plan)
@@ -310,34 +310,34 @@ def ask_tiling(subject: Subject) -> Checks:
     return checks
 
 
-def ask_round_trip(subject: Subject) -> Checks:
+def check_round_trip(context: VerificationContext) -> CheckResults:
     """How many codes does an image keep that is decoded and encoded again? A figure of the model; nothing judges it."""
     question = "How many codes stay when a decoded image is encoded again?"
-    precision = subject.reference
-    tokenizer = subject.tokenizer(precision)
+    precision = context.reference
+    tokenizer = context.tokenizer(precision)
     shares: list[float] = []
-    for name in subject.images:
-        pixels = subject.pixels(name, precision)
+    for name in context.images:
+        pixels = context.pixels(name, precision)
         if not np.isfinite(pixels).all():
             return [
                 CheckResult("round-trip", question, REPORTED, math.nan, None, f"{name} is decoded to values that are not finite")
             ]
         again = graphs.latent_of(tokenizer, to_uint8(pixels))
-        shares.append(agreement(graphs.codes_of(tokenizer, again), subject.codes(name, precision)))
-    each = ", ".join(f"{name} {share:.1%}" for name, share in zip(subject.images, shares, strict=True))
+        shares.append(agreement(graphs.codes_of(tokenizer, again), context.codes(name, precision)))
+    each = ", ".join(f"{name} {share:.1%}" for name, share in zip(context.images, shares, strict=True))
     mean = math.fsum(shares) / len(shares)
     return [CheckResult("round-trip", question, REPORTED, mean, None, f"share of equal codes: {each}")]
 
 
-#: The questions by the name that ``only`` takes, in the order they are asked.
-QUESTIONS: dict[str, Callable[[Subject], Checks]] = {
-    "network": ask_network,
-    "precision": ask_precision,
-    "backend": ask_backend,
-    "quantizer": ask_quantizer,
-    "decoder": ask_decoder,
-    "graphs": ask_graphs,
-    "batch": ask_batch,
-    "tiling": ask_tiling,
-    "round-trip": ask_round_trip,
+#: The checks by the name that ``only`` takes, in the order they run.
+CHECKS: dict[str, Callable[[VerificationContext], CheckResults]] = {
+    "network": check_network,
+    "precision": check_precision,
+    "backend": check_backend,
+    "quantizer": check_quantizer,
+    "decoder": check_decoder,
+    "graphs": check_graphs,
+    "batch": check_batch,
+    "tiling": check_tiling,
+    "round-trip": check_round_trip,
 }

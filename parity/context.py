@@ -12,7 +12,7 @@ import numpy as np
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.precision_plan import FLOATS
 from mgvq_export.parity import graphs
-from mgvq_export.parity import network as torch_network
+from mgvq_export.parity.network import network_codebook
 from mgvq_export.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ Images = Mapping[str, np.ndarray]
 
 
 @dataclass
-class Subject:
-    """What is verified, and results that several questions need.
+class VerificationContext:
+    """What is verified, and results that several checks need.
 
     Attributes:
         bundle: the bundle.
@@ -123,7 +123,7 @@ class Subject:
     def codebook(self) -> np.ndarray:
         """Unit rows float32 [G, K, d], from the dequantizer; from the network when all graphs are float16."""
         if self.reference != "fp32" and self.network is not None:
-            return torch_network.codebook(self.network)
+            return network_codebook(self.network)
         return graphs.codebook_of(self.tokenizer(self.reference))
 
     def close(self) -> None:

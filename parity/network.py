@@ -73,7 +73,7 @@ def run_decode(network: MGVQ, codes: np.ndarray, groups: int | None = None) -> n
         return network.decode(torch.from_numpy(np.ascontiguousarray(codes)), groups).numpy()
 
 
-def codebook(network: MGVQ) -> np.ndarray:
+def network_codebook(network: MGVQ) -> np.ndarray:
     """Unit rows, float32 [G, K, d]."""
     import torch
 

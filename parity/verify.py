@@ -1,4 +1,4 @@
-"""Does a bundle compute what its network computes? One question at a time, each with its own figure and tolerance."""
+"""Does a bundle compute what its network computes? One check at a time, each with its own figure and tolerance."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.files import PathLike
-from mgvq_export.parity import network as torch_network
 from mgvq_export.parity.bisect import Bisection, bisect
-from mgvq_export.parity.checks import QUESTIONS, ask_network
-from mgvq_export.parity.context import SAMPLE_SIDE, Images, Subject
+from mgvq_export.parity.checks import CHECKS, check_network
+from mgvq_export.parity.context import SAMPLE_SIDE, Images, VerificationContext
+from mgvq_export.parity.network import find_network
 from mgvq_export.parity.report.gather import gather
 from mgvq_export.parity.report.write import open_reports
 from mgvq_export.parity.results import ParityReport
@@ -40,12 +40,12 @@ def verify(
     progress: Callable[[str, int], None] = lambda question, done: None,
     reports: Sequence[PathLike] = (),
 ) -> ParityReport:
-    """Ask every question, or those named in ``only`` (:data:`QUESTIONS`), of ``bundle`` on ``images`` (three sample photos if none).
+    """Ask every question, or those named in ``only`` (:data:`CHECKS`), of ``bundle`` on ``images`` (three sample photos if none).
 
     Args:
         backend: as in ``Tokenizer.open``. One other than ``ort-cpu`` is also held against ``ort-cpu``; TensorRT engines by the
-            question ``backend`` alone, as they run whole images only.
-        checkpoint: what the bundle was exported from, when it is no longer where it was; questions that need the PyTorch
+            check ``backend`` alone, as they run whole images only.
+        checkpoint: what the bundle was exported from, when it is no longer where it was; checks that need the PyTorch
             network are skipped, with the reason, when there is none.
         progress: called with each question, then each section of the reports, and the number of those done before it.
         reports: files to write what was found to, ``.html`` (one page with pictures and charts), ``.md`` or ``.json``; failed
@@ -58,40 +58,42 @@ def verify(
         InputError: an unknown question, an image that cannot be read, or a report that cannot be written.
         BundleError, BackendError, CheckpointError: as ``Tokenizer.open`` and ``load_checkpoint`` raise them.
     """
-    unknown = [name for name in only if name not in QUESTIONS]
+    unknown = [name for name in only if name not in CHECKS]
     if unknown:
-        raise InputError(f"no question {', '.join(unknown)}; choose {', '.join(QUESTIONS)}")
+        raise InputError(f"no check {', '.join(unknown)}; choose {', '.join(CHECKS)}")
     start = time.perf_counter()
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle)
     paths = [Path(path) for path in images] or sorted(SAMPLES.glob("*.jpg"))
-    asked = [name for name in QUESTIONS if not only or name in only]
+    asked = [name for name in CHECKS if not only or name in only]
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(open_reports(reports)) if reports else None
-        subject = stack.enter_context(contextlib.closing(_subject(bundle, paths, asked, checkpoint)))
+        context = stack.enter_context(contextlib.closing(_make_context(bundle, paths, asked, checkpoint)))
         with Tokenizer.open(bundle, backend=backend) as tokenizer:
-            subject.backend = tokenizer.backend
-        if subject.backend == TENSORRT:  # engines run whole images: single graphs are looked at on the CPU
-            subject.backend, subject.whole = "ort-cpu", TENSORRT
+            context.backend = tokenizer.backend
+        if context.backend == TENSORRT:  # engines run whole images: single graphs are looked at on the CPU
+            context.backend, context.whole = "ort-cpu", TENSORRT
         report = ParityReport()
         for done, name in enumerate(asked):
             progress(name, done)
-            report.extend(QUESTIONS[name](subject))
+            report.extend(CHECKS[name](context))
         report.facts = {
             "bundle": str(bundle.path),
             "model": bundle.spec.name,
-            "backend": subject.whole or subject.backend,
+            "backend": context.whole or context.backend,
             "precisions": list(bundle.precisions),
-            "images": {name: list(image.shape[:2]) for name, image in subject.images.items()},
+            "images": {name: list(image.shape[:2]) for name, image in context.images.items()},
             "seconds": round(time.perf_counter() - start, 2),
         }
         if write is not None:
-            write(gather(subject, report, lambda section, done: progress(f"report: {section}", len(asked) + done)))
+            write(gather(context, report, lambda section, done: progress(f"report: {section}", len(asked) + done)))
     return report
 
 
-def _subject(bundle: Bundle, paths: Sequence[Path], asked: Sequence[str], checkpoint: PathLike | None) -> Subject:
-    """The images read and padded, and the network where a question needs it; the backend is not known yet."""
+def _make_context(
+    bundle: Bundle, paths: Sequence[Path], asked: Sequence[str], checkpoint: PathLike | None
+) -> VerificationContext:
+    """The images read and padded, and the network where a check needs it; the backend is not known yet."""
     names = [path.name for path in paths]
     labels = [path.name if names.count(path.name) == 1 else str(path) for path in paths]
     pictures, sizes = {}, {}
@@ -99,8 +101,8 @@ def _subject(bundle: Bundle, paths: Sequence[Path], asked: Sequence[str], checkp
         pictures[label], sizes[label] = pad_to_multiple(read_image(path), bundle.spec.downsample)
     network, why = None, ""
     if {"network", "decoder"} & set(asked) or "fp32" not in bundle.precisions:
-        network, why = torch_network.find_network(bundle, None if checkpoint is None else str(checkpoint))
-    return Subject(bundle, pictures, "", network, why, sizes)
+        network, why = find_network(bundle, None if checkpoint is None else str(checkpoint))
+    return VerificationContext(bundle, pictures, "", network, why, sizes)
 
 
 def find_origins(bundle: PathLike | Bundle, images: Sequence[PathLike] = (), *, checkpoint: PathLike | None = None) -> Bisection:
@@ -112,10 +114,10 @@ def find_origins(bundle: PathLike | Bundle, images: Sequence[PathLike] = (), *, 
 
 
 def compare_with_network(tokenizer: Tokenizer, network: MGVQ, images: Sequence[np.ndarray] | Images) -> ParityReport:
-    """The questions ``network`` and ``decoder`` of :func:`verify` for arrays uint8 [H, W, 3], named or not."""
+    """The checks ``network`` and ``decoder`` of :func:`verify` for arrays uint8 [H, W, 3], named or not."""
     if not isinstance(images, Mapping):
         images = {f"image {index}": image for index, image in enumerate(images, 1)}
     padded = {name: pad_to_multiple(image, tokenizer.spec.downsample)[0] for name, image in images.items()}
-    subject = Subject(tokenizer.bundle, padded, tokenizer.backend, network)
-    subject._tokenizers[tokenizer.precision, tokenizer.backend] = tokenizer
-    return ParityReport([*ask_network(subject)], {"model": tokenizer.spec.name, "backend": tokenizer.backend})
+    context = VerificationContext(tokenizer.bundle, padded, tokenizer.backend, network)
+    context._tokenizers[tokenizer.precision, tokenizer.backend] = tokenizer
+    return ParityReport([*check_network(context)], {"model": tokenizer.spec.name, "backend": tokenizer.backend})

@@ -89,7 +89,7 @@ def onnxruntime_section(options: GpuOptions) -> Iterator[Row]:
     """ONNX Runtime's CUDA provider: the bundle's graphs against the CPU's float32, and the tokenizer's times."""
     from mgvq_export.model.synthetic import synthetic_image
 
-    backend = "ort-cpu" if options.rehearsal else "ort-cuda"
+    backend = "ort-cpu" if options.dry_run else "ort-cuda"
     check_onnxruntime(backend)  # before anything takes long
     bundle = shared_bundle(options)
     image = synthetic_image(*options.small)
@@ -112,13 +112,13 @@ def onnxruntime_section(options: GpuOptions) -> Iterator[Row]:
     with Tokenizer.open(bundle, backend=backend, precision="fp16", tiling="off") as tokenizer:
         tokens = tokenizer.encode(image8)
         for verb, action in (("encode", lambda: tokenizer.encode(image8)), ("decode", lambda: tokenizer.decode(tokens))):
-            times = wall_times(action, options.repeats, rehearsal=options.rehearsal)
+            times = wall_times(action, options.repeats, dry_run=options.dry_run)
             yield Row.timed(f"{backend} fp16: {verb} {pixels(options.large)}", times)
 
 
 def _codebook(bundle: Bundle) -> np.ndarray:
     """Unit rows, float32 [G, K, d]."""
     from mgvq_export.model.checkpoint import load_checkpoint
-    from mgvq_export.parity.network import codebook
+    from mgvq_export.parity.network import network_codebook
 
-    return codebook(load_checkpoint(bundle.manifest["source"]["name"]).network())
+    return network_codebook(load_checkpoint(bundle.manifest["source"]["name"]).network())

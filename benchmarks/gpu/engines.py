@@ -97,7 +97,7 @@ def _against_single(bundle: Bundle, image: np.ndarray, reference: Results, tile:
         tokens = tokenizer.encode(image)
         same = Tokens.from_spec(bundle.spec, reference.codes[0], size, bundle.codebook_sha256)
         decoded = tokenizer.decode(same)
-    name = f"engines {PRECISION} {pixels(size)}, {_way(tile)}, against fp32"
+    name = f"engines {PRECISION} {pixels(size)}, {_tiling_label(tile)}, against fp32"
     codes = tokens.codes[None].astype(np.int32)
     row = Row.judged(f"{name}: equal codes", agreement(codes, reference.codes), tolerance("agreement", "fp16"))
     row.facts["plan"] = plan
@@ -106,7 +106,7 @@ def _against_single(bundle: Bundle, image: np.ndarray, reference: Results, tile:
     yield Row.judged(f"{name}: same codes decoded", quality, tolerance("psnr", "fp16"))
 
 
-def _way(tile: Size | None) -> str:
+def _tiling_label(tile: Size | None) -> str:
     return "untiled" if tile is None else f"windows of {pixels(tile)}, up to {WINDOWS} at once"
 
 
@@ -131,11 +131,11 @@ def _times(bundle: Bundle, image: np.ndarray, options: GpuOptions, gpu: str) -> 
     for tile in (None, options.tile):
         for cuda_graphs in (True, False):
             judged = tile is None and cuda_graphs  # how the image is run unless told otherwise; the others stand beside it
-            name = f"{pixels(options.large)}, {_way(tile)}, {'CUDA graphs' if cuda_graphs else 'no CUDA graphs'}"
+            name = f"{pixels(options.large)}, {_tiling_label(tile)}, {'CUDA graphs' if cuda_graphs else 'no CUDA graphs'}"
             with open_tokenizer(bundle, tile=tile, cuda_graphs=cuda_graphs) as tokenizer:
                 tokens = tokenizer.encode(image)
                 for verb, action in (("encode", partial(tokenizer.encode, image)), ("decode", partial(tokenizer.decode, tokens))):
-                    times = wall_times(action, options.engine_repeats, rehearsal=options.rehearsal)
+                    times = wall_times(action, options.engine_repeats, dry_run=options.dry_run)
                     yield Row.timed(f"{verb} {name}", times, **_goal(verb, options, gpu if judged else ""))
 
 

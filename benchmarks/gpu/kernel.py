@@ -140,7 +140,7 @@ class GpuKernel:
 
 
 def kernel_section(options: GpuOptions) -> Iterator[Row]:
-    """The kernel on every case of the oracle, then its time at the real sizes. No rehearsal: the tests run its source on the CPU."""
+    """The kernel on every case of the oracle, then its time at the real sizes. No dry run: the tests run its source on the CPU."""
     gpu = GpuKernel()
     if gpu.note:
         yield Row("kernel loaded as", "cubin", facts={"note": gpu.note})
@@ -163,17 +163,17 @@ def kernel_section(options: GpuOptions) -> Iterator[Row]:
 def torch_section(options: GpuOptions) -> Iterator[Row]:
     """What torch takes for the same codes: cdist/argmin and matmul/argmax, in float32."""
     import_torch(options)
-    sizes = {"rehearsal 2x64x4": (1, 2, 64, 4, 6, 8)} if options.rehearsal else REAL_SIZES
+    sizes = {"dry run 2x64x4": (1, 2, 64, 4, 6, 8)} if options.dry_run else REAL_SIZES
     for name, shape in sizes.items():
         latent, codebook = real_case(shape, "float32")
         wanted = grouped_argmin(latent[:, :, :_ROWS_CHECKED], codebook)
-        for way, action in _torch_ways(latent, codebook, options.device).items():
+        for baseline, action in _torch_baselines(latent, codebook, options.device).items():
             codes = action().cpu().numpy().reshape(shape[1], shape[0], *shape[4:]).swapaxes(0, 1)
             differ = int((codes[:, :, :_ROWS_CHECKED] != wanted).sum())
-            yield Row.timed(f"{way} {name}", device_times(action, options), differing_codes=differ)
+            yield Row.timed(f"{baseline} {name}", device_times(action, options), differing_codes=differ)
 
 
-def _torch_ways(latent: np.ndarray, codebook: np.ndarray, device: str) -> dict[str, Callable[[], Any]]:
+def _torch_baselines(latent: np.ndarray, codebook: np.ndarray, device: str) -> dict[str, Callable[[], Any]]:
     """Name -> codes [G, positions]."""
     import torch
 

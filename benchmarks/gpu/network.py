@@ -105,7 +105,7 @@ def single_results(bundle: Bundle, image: np.ndarray, options: GpuOptions) -> Re
 
 
 @dataclass(frozen=True)
-class Way:
+class Baseline:
     """One way to run the network in PyTorch."""
 
     name: str
@@ -119,11 +119,11 @@ class Way:
         return self.half, self.tf32
 
 
-WAYS = (
-    Way("torch eager fp32, TF32 off"),
-    Way("torch eager fp32, TF32 on", tf32=True),
-    Way("torch eager fp16, channels last", half=True),
-    Way("torch.compile fp16, channels last", half=True, compiled=True),
+BASELINES = (
+    Baseline("torch eager fp32, TF32 off"),
+    Baseline("torch eager fp32, TF32 on", tf32=True),
+    Baseline("torch eager fp16, channels last", half=True),
+    Baseline("torch.compile fp16, channels last", half=True, compiled=True),
 )
 
 
@@ -132,7 +132,7 @@ def peers_section(options: GpuOptions) -> Iterator[Row]:
     torch = import_torch(options)
     from mgvq_export.model.synthetic import synthetic_image, synthetic_network
 
-    peaks = {way.arithmetic: 0.0 for way in WAYS}
+    peaks = {baseline.arithmetic: 0.0 for baseline in BASELINES}
     for half, tf32 in peaks:
         peaks[half, tf32] = rate = _ceiling(options, half=half, tf32=tf32)
         kind = "fp16" if half else f"fp32, TF32 {'on' if tf32 else 'off'}"
@@ -142,23 +142,23 @@ def peers_section(options: GpuOptions) -> Iterator[Row]:
         yield Row(f"{verb} {pixels(options.large)}: work", flop / 1e12, "TFLOP")
     image = np.round((synthetic_image(*options.large)[0].transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
     network = synthetic_network(options.spec)
-    for way in WAYS:
+    for baseline in BASELINES:
         try:
-            with torch.inference_mode(), _precision(tf32=way.tf32):
-                yield from _way_rows(way, network, image, work, peaks[way.arithmetic], options)
+            with torch.inference_mode(), _precision(tf32=baseline.tf32):
+                yield from _baseline_rows(baseline, network, image, work, peaks[baseline.arithmetic], options)
         except torch.cuda.OutOfMemoryError as error:
-            yield Row(f"{way.name}", "out of memory", facts={"note": str(error).splitlines()[0]})
+            yield Row(f"{baseline.name}", "out of memory", facts={"note": str(error).splitlines()[0]})
         _free(options)
 
 
-def _way_rows(
-    way: Way, network: MGVQ, image: np.ndarray, work: dict[str, int], peak: float, options: GpuOptions
+def _baseline_rows(
+    baseline: Baseline, network: MGVQ, image: np.ndarray, work: dict[str, int], peak: float, options: GpuOptions
 ) -> Iterator[Row]:
     import torch
 
-    placed = (_half(network) if way.half else copy.deepcopy(network)).to(options.device)
-    runner = _Runner(placed, way, options)
-    if not options.rehearsal:
+    placed = (_half(network) if baseline.half else copy.deepcopy(network)).to(options.device)
+    runner = _Runner(placed, baseline, options)
+    if not options.dry_run:
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     codes = runner.encode(image)
@@ -167,30 +167,30 @@ def _way_rows(
         "decode": (lambda: runner.decode(codes), runner.queue_decode),
     }
     for verb, (whole, queued) in actions.items():
-        times = wall_times(whole, options.repeats, rehearsal=options.rehearsal)
+        times = wall_times(whole, options.repeats, dry_run=options.dry_run)
         on_device = float(np.median(device_times(queued, options)))
         share = work[verb] / (on_device / 1e3) / peak
         note = f"{on_device:.4g} ms on the device, {share:.0%} of the matrix product's rate"
         facts: dict[str, Any] = {"device_ms": on_device, "share_of_ceiling": float(share), "note": note}
-        yield Row.timed(f"{way.name}: {verb} {pixels(options.large)}", times, **facts)
-    if not options.rehearsal:
-        yield Row(f"{way.name}: peak memory of PyTorch", torch.cuda.max_memory_allocated() / 2**30, "GiB")
-    if way.compiled:
-        yield Row(f"{way.name}: compilation and all runs", time.perf_counter() - start, "s")
+        yield Row.timed(f"{baseline.name}: {verb} {pixels(options.large)}", times, **facts)
+    if not options.dry_run:
+        yield Row(f"{baseline.name}: peak memory of PyTorch", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+    if baseline.compiled:
+        yield Row(f"{baseline.name}: compilation and all runs", time.perf_counter() - start, "s")
 
 
 class _Runner:
     """A network on the device, for images of ``options.large``: numpy in and out through pinned memory, as engines are run."""
 
-    def __init__(self, network: MGVQ, way: Way, options: GpuOptions):
+    def __init__(self, network: MGVQ, baseline: Baseline, options: GpuOptions):
         import torch
 
         self._network, self._options = network, options
-        self._dtype = torch.float16 if way.half else torch.float32
-        self._format = torch.channels_last if way.half else torch.contiguous_format
+        self._dtype = torch.float16 if baseline.half else torch.float32
+        self._format = torch.channels_last if baseline.half else torch.contiguous_format
         self._latent: Callable[[Tensor], Tensor] = network.latent
         self._reconstruct: Callable[[Tensor], Tensor] = network.reconstruct
-        if way.compiled:
+        if baseline.compiled:
             self._latent = torch.compile(self._latent, backend=options.compiler, dynamic=False)
             self._reconstruct = torch.compile(self._reconstruct, backend=options.compiler, dynamic=False)
         height, width = (side // network.spec.downsample for side in options.large)
@@ -210,7 +210,7 @@ class _Runner:
 
         source.copy_(torch.from_numpy(given))
         queue()
-        if not self._options.rehearsal:
+        if not self._options.dry_run:
             torch.cuda.synchronize()
         return target.numpy().copy()
 
@@ -251,7 +251,7 @@ def _ceiling(options: GpuOptions, *, half: bool, tf32: bool) -> float:
     """Operations per second of a large square matrix product on random values: what the GPU can do, not what its data sheet says."""
     import torch
 
-    dtype = torch.float16 if half and not options.rehearsal else torch.float32
+    dtype = torch.float16 if half and not options.dry_run else torch.float32
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn((options.ceiling, options.ceiling), generator=generator).to(options.device, dtype) for _ in range(2))
     with torch.inference_mode(), _precision(tf32=tf32):
@@ -285,7 +285,7 @@ def import_torch(options: GpuOptions) -> Any:
         import torch
     except ImportError as error:
         raise CannotRun(f"needs PyTorch ({error}): pip install torch") from None
-    if not options.rehearsal and not torch.cuda.is_available():
+    if not options.dry_run and not torch.cuda.is_available():
         raise CannotRun(f"PyTorch {torch.__version__} finds no GPU; install the build for this machine's CUDA from pytorch.org")
     return torch
 
@@ -299,7 +299,7 @@ def _half(network: MGVQ) -> MGVQ:
 
 
 def _pinned(tensor: Tensor, options: GpuOptions) -> Tensor:
-    return tensor if options.rehearsal else tensor.pin_memory()
+    return tensor if options.dry_run else tensor.pin_memory()
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -308,7 +308,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 def _free(options: GpuOptions) -> None:
     gc.collect()
-    if not options.rehearsal:
+    if not options.dry_run:
         import torch
 
         torch.cuda.empty_cache()

@@ -29,7 +29,7 @@ class GpuOptions:
     """What is run, and how large.
 
     Attributes:
-        device: ``cuda``, or ``cpu`` to rehearse: the same code where no GPU is; its times mean nothing.
+        device: ``cuda``, or ``cpu`` for a dry run: the same code without a GPU; its times mean nothing.
         spec: the network; its weights are synthetic.
         check: size of the image on which the CPU checks the device, (height, width) in pixels.
         small: size of the smaller images, (height, width) in pixels.
@@ -61,13 +61,13 @@ class GpuOptions:
         return _ENGINE_RUNS * self.repeats
 
     @property
-    def rehearsal(self) -> bool:
+    def dry_run(self) -> bool:
         return self.device != "cuda"
 
 
 @dataclass(frozen=True)
 class Results:
-    """What one way of running the whole network gave: latent, codes of that latent, and pixels in [-1, 1] of the codes asked for."""
+    """One run of the whole network: latent, codes of that latent, and pixels in [-1, 1] of the codes to decode."""
 
     latent: np.ndarray
     codes: np.ndarray

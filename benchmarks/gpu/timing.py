@@ -13,10 +13,10 @@ _MOST_LAUNCHES = 20
 _BURST_MS = 10.0  # beside so many, what is not the work itself is nothing
 
 
-def wall_times(action: Callable[[], object], repeats: int, *, rehearsal: bool = False) -> list[float]:
+def wall_times(action: Callable[[], object], repeats: int, *, dry_run: bool = False) -> list[float]:
     """Milliseconds of wall-clock time of each of ``repeats`` calls that wait for their result, after a warm-up."""
     begun, done = time.perf_counter(), 0
-    while done < 1 or (not rehearsal and _is_cold(begun, done)):
+    while done < 1 or (not dry_run and _is_cold(begun, done)):
         action()
         done += 1
     times = []
@@ -45,9 +45,9 @@ def burst_times(burst: Callable[[int], float], repeats: int) -> list[float]:
 
 
 def device_times(action: Callable[[], object], options: GpuOptions) -> list[float]:
-    """Milliseconds that the device takes for what ``action`` queues with PyTorch, by CUDA's events; in a rehearsal wall-clock time."""
-    if options.rehearsal:
-        return wall_times(action, options.repeats, rehearsal=True)
+    """Milliseconds that the device takes for what ``action`` queues with PyTorch, by CUDA's events; wall-clock time in a dry run."""
+    if options.dry_run:
+        return wall_times(action, options.repeats, dry_run=True)
     import torch
 
     def burst(launches: int) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgvq_export.parity.report.evidence import CodeMap, MemoryRow, Photo, TimeRow
+from mgvq_export.parity.report.report_data import CodeMap, MemoryRow, Photo, TimeRow
 from mgvq_export.parity.report.tables import printable
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Takes what a report shows: from the results that the checks left with the :class:`Subject`, and by a few runs more.
+"""Takes what a report shows: from the results that the checks left with the :class:`VerificationContext`, and by a few runs more.
 
 The photos, the maps of codes and the pixels cost decoding fewer groups only; windows, times and memory are run for the report.
 """
@@ -22,10 +22,10 @@ from mgvq_export.core.errors import InputError, MgvqError
 from mgvq_export.core.files import sha256_file
 from mgvq_export.ops.contract import near_tie_margins
 from mgvq_export.parity import graphs
-from mgvq_export.parity.context import Subject
+from mgvq_export.parity.context import VerificationContext
 from mgvq_export.parity.metrics import psnr
-from mgvq_export.parity.report.evidence import CodeMap, Evidence, Photo, TilingRow, TimeRow
 from mgvq_export.parity.report.peak_memory import measure_peaks
+from mgvq_export.parity.report.report_data import CodeMap, Photo, ReportData, TilingRow, TimeRow
 from mgvq_export.parity.results import ParityReport
 from mgvq_export.parity.seams import measure_seams
 from mgvq_export.parity.tolerances import tolerance
@@ -40,17 +40,19 @@ _TIME_BUDGET = 15.0  # seconds after which no further round of timing begins
 _PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "onnxruntime-extensions", "numba", "torch", "onnx", "tensorrt")
 
 
-def gather(subject: Subject, report: ParityReport, progress: Callable[[str, int], None] = lambda step, done: None) -> Evidence:
-    """Everything a report shows of ``subject``. A section that cannot be made is left out, and :attr:`Evidence.missing` says why.
+def gather(
+    context: VerificationContext, report: ParityReport, progress: Callable[[str, int], None] = lambda step, done: None
+) -> ReportData:
+    """Everything a report shows of ``context``. A section that cannot be made is left out, and :attr:`ReportData.missing` says why.
 
     ``progress`` is called with each section and the number of those done before it.
     """
     now = datetime.datetime.now(datetime.timezone.utc).astimezone().isoformat(timespec="seconds")
-    evidence = Evidence(report, subject.reference, now)
-    evidence.about, evidence.files = _about(subject), _files(subject)
-    if len(subject.images) > PHOTOS:
-        evidence.missing["photos"] = f"the first {PHOTOS} of {len(subject.images)} images are shown"
-    steps: dict[str, Callable[[Subject, Evidence], None]] = {
+    data = ReportData(report, context.reference, now)
+    data.about, data.files = _about(context), _files(context)
+    if len(context.images) > PHOTOS:
+        data.missing["photos"] = f"the first {PHOTOS} of {len(context.images)} images are shown"
+    steps: dict[str, Callable[[VerificationContext, ReportData], None]] = {
         "photos": _photos,
         "codes": _codes,
         "tiling": _tiling,
@@ -60,14 +62,14 @@ def gather(subject: Subject, report: ParityReport, progress: Callable[[str, int]
     for done, (name, step) in enumerate(steps.items()):
         progress(name, done)
         try:
-            step(subject, evidence)
+            step(context, data)
         except MgvqError as error:  # a bundle that fails its checks gets a report all the same
-            evidence.missing[name] = str(error)
-    return evidence
+            data.missing[name] = str(error)
+    return data
 
 
-def _shown(subject: Subject) -> list[str]:
-    return list(subject.images)[:PHOTOS]
+def _shown(context: VerificationContext) -> list[str]:
+    return list(context.images)[:PHOTOS]
 
 
 def _group_counts(groups: int) -> list[int]:
@@ -75,19 +77,19 @@ def _group_counts(groups: int) -> list[int]:
     return sorted({*(2**n for n in range(groups.bit_length()) if 2**n <= groups), groups})
 
 
-def _photos(subject: Subject, evidence: Evidence) -> None:
-    reference, tokenizer = subject.reference, subject.tokenizer(subject.reference)
-    for name in _shown(subject):
-        size = subject.size(name)
-        original = crop(subject.images[name], size)
+def _photos(context: VerificationContext, data: ReportData) -> None:
+    reference, tokenizer = context.reference, context.tokenizer(context.reference)
+    for name in _shown(context):
+        size = context.size(name)
+        original = crop(context.images[name], size)
         decoded: dict[int, np.ndarray] = {}
-        for count in _group_counts(subject.bundle.spec.groups):
-            whole = count == subject.bundle.spec.groups
-            codes = _valid_codes(subject, name, reference)
-            pixels = subject.pixels(name, reference) if whole else graphs.pixels_of(tokenizer, codes, count)
+        for count in _group_counts(context.bundle.spec.groups):
+            whole = count == context.bundle.spec.groups
+            codes = _valid_codes(context, name, reference)
+            pixels = context.pixels(name, reference) if whole else graphs.pixels_of(tokenizer, codes, count)
             decoded[count] = crop(to_uint8(pixels), size)
         error = np.abs(decoded[max(decoded)].astype(np.int16) - original)
-        evidence.photos.append(
+        data.photos.append(
             Photo(
                 name,
                 size,
@@ -102,35 +104,35 @@ def _photos(subject: Subject, evidence: Evidence) -> None:
         )
 
 
-def _codes(subject: Subject, evidence: Evidence) -> None:
+def _codes(context: VerificationContext, data: ReportData) -> None:
     """Maps of every further precision against the reference, and of every precision on the backend against the CPU."""
-    reference, backend = subject.reference, subject.backend
-    pairs = [(f"{name} against {reference}", name, backend, reference) for name in subject.bundle.precisions if name != reference]
+    reference, backend = context.reference, context.backend
+    pairs = [(f"{name} against {reference}", name, backend, reference) for name in context.bundle.precisions if name != reference]
     if backend != "ort-cpu":
-        pairs += [(f"{name}: {backend} against ort-cpu", name, backend, name) for name in subject.bundle.precisions]
-    if subject.whole:
-        title = f"{subject.whole} against {reference} on the CPU"
-        pairs += [(f"{name}: {title}", name, subject.whole, reference) for name in subject.bundle.precisions]
+        pairs += [(f"{name}: {backend} against ort-cpu", name, backend, name) for name in context.bundle.precisions]
+    if context.whole:
+        title = f"{context.whole} against {reference} on the CPU"
+        pairs += [(f"{name}: {title}", name, context.whole, reference) for name in context.bundle.precisions]
     if not pairs:
         raise InputError(
             f"the bundle has {reference} alone and the backend is ort-cpu: there is no other way to compute codes; "
             "export with a second --precision, or choose another --backend"
         )
     for title, found_precision, found_backend, precision in pairs:
-        limit = tolerance("codes", subject.kinds(found_precision)[0]).limit
-        for name in _shown(subject):
+        limit = tolerance("codes", context.kinds(found_precision)[0]).limit
+        for name in _shown(context):
             try:
-                if found_backend == subject.whole:
-                    found = subject.whole_codes(name, found_precision)
+                if found_backend == context.whole:
+                    found = context.whole_codes(name, found_precision)
                 else:
-                    found = _valid_codes(subject, name, found_precision, found_backend)
+                    found = _valid_codes(context, name, found_precision, found_backend)
             except MgvqError as error:  # such as no engine of this precision or size
-                evidence.missing["codes"] = f"{title}: {error}"
+                data.missing["codes"] = f"{title}: {error}"
                 continue
-            wanted = _valid_codes(subject, name, precision, "ort-cpu" if precision == found_precision else backend)
-            latent = subject.latent(name, precision, "ort-cpu" if precision == found_precision else backend)
-            margins = np.sort(near_tie_margins(latent, subject.codebook, found, wanted))
-            evidence.codes.append(
+            wanted = _valid_codes(context, name, precision, "ort-cpu" if precision == found_precision else backend)
+            latent = context.latent(name, precision, "ort-cpu" if precision == found_precision else backend)
+            margins = np.sort(near_tie_margins(latent, context.codebook, found, wanted))
+            data.codes.append(
                 CodeMap(
                     title,
                     name,
@@ -146,32 +148,32 @@ def _codes(subject: Subject, evidence: Evidence) -> None:
             )
 
 
-def _valid_codes(subject: Subject, name: str, precision: str, backend: str | None = None) -> np.ndarray:
+def _valid_codes(context: VerificationContext, name: str, precision: str, backend: str | None = None) -> np.ndarray:
     """The codes of an image; :class:`InputError` when some are out of range: nothing can be looked up with these."""
-    codes = subject.codes(name, precision, backend)
-    if codes.min() < 0 or codes.max() >= subject.bundle.spec.codes_per_group:
+    codes = context.codes(name, precision, backend)
+    if codes.min() < 0 or codes.max() >= context.bundle.spec.codes_per_group:
         raise InputError(f"{precision} gives codes out of range for {name}: {codes.min()} to {codes.max()}")
     return codes
 
 
-def _tiling(subject: Subject, evidence: Evidence) -> None:
+def _tiling(context: VerificationContext, data: ReportData) -> None:
     """The first image that can be cut: exact windows and blended tiles of the same size, against one window."""
-    reference, spec = subject.reference, subject.bundle.spec
-    for name in _shown(subject):
-        plans = _tiling_plans(subject, name)
+    reference, spec = context.reference, context.bundle.spec
+    for name in _shown(context):
+        plans = _tiling_plans(context, name)
         if plans:
             break
     else:
         raise InputError("no image is large enough to be cut into windows")
-    untiled, whole = _valid_codes(subject, name, reference), to_uint8(subject.pixels(name, reference))
-    pipeline = subject.tokenizer(reference).pipeline
+    untiled, whole = _valid_codes(context, name, reference), to_uint8(context.pixels(name, reference))
+    pipeline = context.tokenizer(reference).pipeline
     for mode, (encode_plan, decode_plan) in plans.items():
-        codes = pipeline.encode(subject.images[name], encode_plan)
+        codes = pipeline.encode(context.images[name], encode_plan)
         decoded = pipeline.decode(untiled[0], spec.groups, decode_plan)
         ((_, windows),) = decode_plan.steps
         borders = [sorted({window.kept[axis].start for window in windows.windows} - {0}) for axis in (0, 1)]
         error = np.abs(decoded.astype(np.int16) - whole).max(axis=2).astype(np.uint8)
-        evidence.tiling.append(
+        data.tiling.append(
             TilingRow(
                 mode,
                 name,
@@ -187,17 +189,17 @@ def _tiling(subject: Subject, evidence: Evidence) -> None:
         )
 
 
-def _tiling_plans(subject: Subject, name: str) -> dict[str, tuple[TrunkPlan, TrunkPlan]]:
+def _tiling_plans(context: VerificationContext, name: str) -> dict[str, tuple[TrunkPlan, TrunkPlan]]:
     """mode -> plans to encode and decode, with tiles of about half the image's sides; empty when that is too small."""
-    f = subject.bundle.spec.downsample
-    height, width = subject.images[name].shape[:2]
+    f = context.bundle.spec.downsample
+    height, width = context.images[name].shape[:2]
     plans: dict[str, tuple[TrunkPlan, TrunkPlan]] = {}
     for share in (0.5, 0.7):  # the halo may need the larger one
         tile = (math.ceil(share * height / f) * f, math.ceil(share * width / f) * f)
         try:
             for mode in ("exact", "blend"):
                 with Tokenizer.open(
-                    subject.bundle, backend=subject.backend, precision=subject.reference, tiling=mode, tile=tile
+                    context.bundle, backend=context.backend, precision=context.reference, tiling=mode, tile=tile
                 ) as tokenizer:
                     plans[mode] = tokenizer.encode_plan(height, width), tokenizer.decode_plan(height, width)
         except InputError:
@@ -207,16 +209,16 @@ def _tiling_plans(subject: Subject, name: str) -> dict[str, tuple[TrunkPlan, Tru
     return {}
 
 
-def _time(subject: Subject, evidence: Evidence) -> None:
+def _time(context: VerificationContext, data: ReportData) -> None:
     """Encoding and decoding the first image in memory, in every precision, in turn; one round goes before to warm up."""
-    name = next(iter(subject.images))
-    size = subject.size(name)
-    image = np.ascontiguousarray(crop(subject.images[name], size))
+    name = next(iter(context.images))
+    size = context.size(name)
+    image = np.ascontiguousarray(crop(context.images[name], size))
     ways: list[tuple[str, Callable[[str], Tokenizer], str]] = [
-        (precision, subject.tokenizer, precision) for precision in subject.bundle.precisions
+        (precision, context.tokenizer, precision) for precision in context.bundle.precisions
     ]
-    if subject.whole:
-        ways += [(f"{name}, {subject.whole}", subject.whole_tokenizer, name) for name in subject.bundle.precisions]
+    if context.whole:
+        ways += [(f"{name}, {context.whole}", context.whole_tokenizer, name) for name in context.bundle.precisions]
     runs: list[tuple[TimeRow, Callable[[], Any]]] = []
     for label, find, precision in ways:
         try:
@@ -225,7 +227,7 @@ def _time(subject: Subject, evidence: Evidence) -> None:
             tokens = tokenizer.encode(image, plan=plans[0])
             tokenizer.decode(tokens, plan=plans[1])
         except MgvqError as error:  # such as no engine of this precision or size
-            evidence.missing["time"] = f"{label}: {error}"
+            data.missing["time"] = f"{label}: {error}"
             continue
         runs.append((TimeRow(label, "encode", size, []), partial(tokenizer.encode, image, plan=plans[0])))
         runs.append((TimeRow(label, "decode", size, []), partial(tokenizer.decode, tokens, plan=plans[1])))
@@ -237,19 +239,19 @@ def _time(subject: Subject, evidence: Evidence) -> None:
             row.seconds.append(time.perf_counter() - start)
         if time.perf_counter() - begin > _TIME_BUDGET:
             break
-    evidence.time = [row for row, _ in runs]
+    data.time = [row for row, _ in runs]
 
 
-def _memory(subject: Subject, evidence: Evidence) -> None:
-    height, width = next(iter(subject.images.values())).shape[:2]
+def _memory(context: VerificationContext, data: ReportData) -> None:
+    height, width = next(iter(context.images.values())).shape[:2]
     for tiled in (False, True):
-        evidence.memory += measure_peaks(subject.bundle, subject.reference, (height, width), tiled=tiled, backend=subject.backend)
+        data.memory += measure_peaks(context.bundle, context.reference, (height, width), tiled=tiled, backend=context.backend)
 
 
-def _about(subject: Subject) -> dict[str, dict[str, str]]:
+def _about(context: VerificationContext) -> dict[str, dict[str, str]]:
     import mgvq_export
 
-    manifest, spec = subject.bundle.manifest, subject.bundle.spec
+    manifest, spec = context.bundle.manifest, context.bundle.spec
     source = manifest.get("source", {})
     return {
         "Model": {
@@ -260,12 +262,12 @@ def _about(subject: Subject) -> dict[str, dict[str, str]]:
             "bits per token": str(spec.bits_per_token),
             "exported from": str(source.get("name", "")),
             "its SHA-256": str(source.get("sha256", "")),
-            "codebook SHA-256": subject.bundle.codebook_sha256,
+            "codebook SHA-256": context.bundle.codebook_sha256,
         },
         "Bundle": {
-            "path": str(subject.bundle.path),
-            "precisions": ", ".join(subject.bundle.precisions),
-            "manifest SHA-256": sha256_file(subject.bundle.path / MANIFEST),
+            "path": str(context.bundle.path),
+            "precisions": ", ".join(context.bundle.precisions),
+            "manifest SHA-256": sha256_file(context.bundle.path / MANIFEST),
             **{f"exported with {name}": str(version) for name, version in manifest.get("tools", {}).items()},
         },
         "Packages": {
@@ -294,8 +296,8 @@ def _machine() -> dict[str, str]:
     }
 
 
-def _files(subject: Subject) -> list[dict[str, Any]]:
+def _files(context: VerificationContext) -> list[dict[str, Any]]:
     entries = []
-    for precision in subject.bundle.manifest["precisions"].values():
+    for precision in context.bundle.manifest["precisions"].values():
         entries += [precision["weights"], *precision["graphs"].values()]
-    return [{key: entry[key] for key in ("file", "bytes", "sha256")} for entry in (*entries, *subject.bundle.engines)]
+    return [{key: entry[key] for key in ("file", "bytes", "sha256")} for entry in (*entries, *context.bundle.engines)]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mgvq_export.parity.report import charts
-from mgvq_export.parity.report.evidence import Evidence, Photo
+from mgvq_export.parity.report.report_data import Photo, ReportData
 from mgvq_export.parity.report.tables import check_row, facts, format_psnr, headline, printable, sections
 from mgvq_export.parity.results import FAILED, format_value
 
@@ -37,7 +37,7 @@ class Picture:
     alt: str
 
 
-def html(evidence: Evidence) -> str:
+def html(data: ReportData) -> str:
     """The page. Needs jinja2 and matplotlib; everything that is not ours is escaped."""
     import jinja2
 
@@ -51,17 +51,17 @@ def html(evidence: Evidence) -> str:
     )
     script = (PAGE / "report.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(
-        evidence=evidence,
-        data=evidence.to_dict(),
-        headline=headline(evidence),
-        facts=facts(evidence),
-        failed=[(*check_row(check), format_value(check.value or 0)) for check in evidence.report.failed],
-        families=_families(evidence),
-        sections=sections(evidence),
-        photos=_photos(evidence),
-        maps=_code_maps(evidence),
-        tiles=_tiles(evidence),
-        charts=_charts(evidence),
+        data=data,
+        facts_json=data.to_dict(),
+        headline=headline(data),
+        facts=facts(data),
+        failed=[(*check_row(check), format_value(check.value or 0)) for check in data.report.failed],
+        families=_families(data),
+        sections=sections(data),
+        photos=_photos(data),
+        maps=_code_maps(data),
+        tiles=_tiles(data),
+        charts=_charts(data),
         scale=", ".join(charts.colour_scale()),
         style=_safe((PAGE / "report.css").read_text(encoding="utf-8")),
         script=_safe(script),
@@ -82,17 +82,17 @@ def _cell(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def _families(evidence: Evidence) -> list[tuple[str, list[list[str]]]]:
+def _families(data: ReportData) -> list[tuple[str, list[list[str]]]]:
     """The rows of the checks, those of one question together."""
-    rows = [check_row(check) for check in evidence.report.checks]
+    rows = [check_row(check) for check in data.report.checks]
     return [(family, list(group)) for family, group in itertools.groupby(rows, lambda row: row[0].split("/")[0])]
 
 
-def _photos(evidence: Evidence) -> list[dict[str, Any]]:
+def _photos(data: ReportData) -> list[dict[str, Any]]:
     """Pictures of every photo: the two sides of the slider, the error, and one per number of groups."""
-    top = _error_top(evidence.photos)
+    top = _error_top(data.photos)
     found = []
-    for photo in evidence.photos:
+    for photo in data.photos:
         error = np.abs(photo.reconstruction.astype(np.int16) - photo.original).max(axis=2)
         quality = f"{format_psnr(photo.psnr_db)} dB"
         found.append(
@@ -130,9 +130,9 @@ def _error_top(photos: list[Photo]) -> int:
     return max(8, -(-top // 8) * 8)
 
 
-def _code_maps(evidence: Evidence) -> list[dict[str, Any]]:
-    groups = int(evidence.about.get("Model", {}).get("groups", 1))
-    top = max((int(one.counts.max(initial=0)) for one in evidence.codes), default=0) or groups
+def _code_maps(data: ReportData) -> list[dict[str, Any]]:
+    groups = int(data.about.get("Model", {}).get("groups", 1))
+    top = max((int(one.counts.max(initial=0)) for one in data.codes), default=0) or groups
     return [
         {
             "map": one,
@@ -144,12 +144,12 @@ def _code_maps(evidence: Evidence) -> list[dict[str, Any]]:
                 exact=True,
             ),
         }
-        for one in evidence.codes
+        for one in data.codes
     ]
 
 
-def _tiles(evidence: Evidence) -> list[dict[str, Any]]:
-    top = max((row.largest_error for row in evidence.tiling), default=0) or 1
+def _tiles(data: ReportData) -> list[dict[str, Any]]:
+    top = max((row.largest_error for row in data.tiling), default=0) or 1
     return [
         {
             "row": row,
@@ -160,20 +160,20 @@ def _tiles(evidence: Evidence) -> list[dict[str, Any]]:
                 _SMALL,
             ),
         }
-        for row in evidence.tiling
+        for row in data.tiling
     ]
 
 
-def _charts(evidence: Evidence) -> dict[str, Any]:
+def _charts(data: ReportData) -> dict[str, Any]:
     """Name -> SVG; those without data are left out."""
     wanted: dict[str, tuple[list[Any], Callable[[Any], str]]] = {
-        "histogram": (evidence.photos, charts.error_histogram),
-        "groups": (evidence.photos, charts.quality_by_groups),
-        "margins": ([one for one in evidence.codes if one.differing], charts.code_margins),
-        "times": (evidence.time, charts.times),
-        "peaks": (evidence.memory, charts.peaks),
+        "histogram": (data.photos, charts.error_histogram),
+        "groups": (data.photos, charts.quality_by_groups),
+        "margins": ([one for one in data.codes if one.differing], charts.code_margins),
+        "times": (data.time, charts.times),
+        "peaks": (data.memory, charts.peaks),
     }
-    return {name: _safe(draw(data)) for name, (data, draw) in wanted.items() if data}
+    return {name: _safe(draw(rows)) for name, (rows, draw) in wanted.items() if rows}
 
 
 def picture(image: np.ndarray, alt: str, largest: int = _LARGEST, *, exact: bool = False) -> Picture:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mgvq_export.parity.report.evidence import Evidence
+from mgvq_export.parity.report.report_data import ReportData
 from mgvq_export.parity.report.tables import facts, headline, printable, sections
 from mgvq_export.parity.results import format_value
 
 
-def markdown(evidence: Evidence) -> str:
+def markdown(data: ReportData) -> str:
     """The whole report, ending with a newline."""
-    lines = [f"# Verification of {_text(evidence.report.facts.get('model', 'a bundle'))}", "", f"**{headline(evidence)}**", ""]
-    lines += [f"- {name}: {_text(value)}" for name, value in facts(evidence)]
-    if evidence.report.failed:
+    lines = [f"# Verification of {_text(data.report.facts.get('model', 'a bundle'))}", "", f"**{headline(data)}**", ""]
+    lines += [f"- {name}: {_text(value)}" for name, value in facts(data)]
+    if data.report.failed:
         lines += ["", "## Failed", ""]
         lines += [
             f"- **{_text(check.name)}** is {format_value(check.value or 0)}, wanted {_text(check.tolerance)}. {_text(check.detail)}".rstrip()
-            for check in evidence.report.failed
+            for check in data.report.failed
         ]
-    for section in sections(evidence):
+    for section in sections(data):
         lines += ["", f"## {section.title}", "", section.text]
         if section.missing:
             lines += ["", f"*{_text(section.missing)}*"]

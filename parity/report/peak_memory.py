@@ -19,7 +19,7 @@ import numpy as np
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError, MgvqError
 from mgvq_export.core.processes import python_command
-from mgvq_export.parity.report.evidence import MemoryRow
+from mgvq_export.parity.report.report_data import MemoryRow
 from mgvq_export.runtime.tiling.memory import forget_peak, peak_bytes, resident_bytes
 from mgvq_export.runtime.tiling.planner import Tiling
 from mgvq_export.runtime.tiling.windows import TrunkPlan

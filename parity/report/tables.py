@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from mgvq_export.parity.report.evidence import Evidence
+from mgvq_export.parity.report.report_data import ReportData
 from mgvq_export.parity.results import CheckResult, format_value
 
 
@@ -20,7 +20,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One section: its key (``checks``, then as in :class:`Evidence`), heading, what is shown, tables, and what is missing."""
+    """One section: its key (``checks``, then as in :class:`ReportData`), heading, what is shown, tables, and what is missing."""
 
     key: str
     title: str
@@ -29,17 +29,17 @@ class Section:
     missing: str = ""
 
 
-def sections(evidence: Evidence) -> list[Section]:
+def sections(data: ReportData) -> list[Section]:
     """All sections, in the order of a report."""
-    missing = evidence.missing
+    missing = data.missing
     return [
-        Section("checks", "Checks", CHECKS, [check_table(evidence)]),
-        Section("photos", "Reconstructions", _photos_text(evidence), _photo_tables(evidence), missing.get("photos", "")),
-        Section("codes", "Codes that differ", CODES, _code_tables(evidence), missing.get("codes", "")),
-        Section("tiling", "Windows and their seams", TILING, _tiling_tables(evidence), missing.get("tiling", "")),
-        Section("time", "Time", _time_text(evidence), _time_tables(evidence), missing.get("time", "")),
-        Section("memory", "Memory: plan and measurement", MEMORY, _memory_tables(evidence), missing.get("memory", "")),
-        Section("versions", "Versions and hashes", VERSIONS, _version_tables(evidence)),
+        Section("checks", "Checks", CHECKS, [check_table(data)]),
+        Section("photos", "Reconstructions", _photos_text(data), _photo_tables(data), missing.get("photos", "")),
+        Section("codes", "Codes that differ", CODES, _code_tables(data), missing.get("codes", "")),
+        Section("tiling", "Windows and their seams", TILING, _tiling_tables(data), missing.get("tiling", "")),
+        Section("time", "Time", _time_text(data), _time_tables(data), missing.get("time", "")),
+        Section("memory", "Memory: plan and measurement", MEMORY, _memory_tables(data), missing.get("memory", "")),
+        Section("versions", "Versions and hashes", VERSIONS, _version_tables(data)),
     ]
 
 
@@ -60,19 +60,19 @@ MEMORY = (
 VERSIONS = "What was verified, and with what."
 
 
-def headline(evidence: Evidence) -> str:
+def headline(data: ReportData) -> str:
     """``41 passed, 1 reported, 1 skipped``."""
-    return evidence.report.summary()
+    return data.report.summary()
 
 
-def facts(evidence: Evidence) -> list[tuple[str, str]]:
+def facts(data: ReportData) -> list[tuple[str, str]]:
     """What was verified, in a few names and values."""
-    known = evidence.report.facts
+    known = data.report.facts
     names = {"model": "model", "bundle": "bundle", "backend": "backend", "precisions": "precisions", "images": "images, padded"}
     rows = [(name, _fact(known[key])) for key, name in names.items() if key in known]
     if "seconds" in known:
         rows.append(("checks took", f"{known['seconds']:.1f} s"))
-    return [*rows, ("made", evidence.created)]
+    return [*rows, ("made", data.created)]
 
 
 def _fact(value: object) -> str:
@@ -81,10 +81,10 @@ def _fact(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def check_table(evidence: Evidence) -> Table:
+def check_table(data: ReportData) -> Table:
     """Every check, in the order asked."""
     columns = ("check", "question", "value", "limit", "reason of the limit", "result", "detail")
-    return Table("", columns, [check_row(check) for check in evidence.report.checks])
+    return Table("", columns, [check_row(check) for check in data.report.checks])
 
 
 def check_row(check: CheckResult) -> list[str]:
@@ -94,17 +94,17 @@ def check_row(check: CheckResult) -> list[str]:
     return [check.name, check.question, value, str(check.tolerance or ""), reason, check.status, check.detail]
 
 
-def _photos_text(evidence: Evidence) -> str:
+def _photos_text(data: ReportData) -> str:
     return (
-        f"Originals against what {evidence.reference} decodes from all groups of codes, and from the first 1, 2, 4, ... of them. "
+        f"Originals against what {data.reference} decodes from all groups of codes, and from the first 1, 2, 4, ... of them. "
         "Pictures are compressed to be shown here; the figures are of the pixels themselves."
     )
 
 
-def _photo_tables(evidence: Evidence) -> list[Table]:
-    if not evidence.photos:
+def _photo_tables(data: ReportData) -> list[Table]:
+    if not data.photos:
         return []
-    counts = list(evidence.photos[0].psnr_by_groups)
+    counts = list(data.photos[0].psnr_by_groups)
     columns = ("photo", "size", *(f"{n} group{'s' * (n > 1)}, dB" for n in counts), "mean error", "largest error")
     rows = [
         [
@@ -114,13 +114,13 @@ def _photo_tables(evidence: Evidence) -> list[Table]:
             f"{photo.mean_error:.2f}",
             str(photo.largest_error),
         ]
-        for photo in evidence.photos
+        for photo in data.photos
     ]
     return [Table("PSNR by groups used; errors of all groups in 8-bit steps", columns, rows)]
 
 
-def _code_tables(evidence: Evidence) -> list[Table]:
-    if not evidence.codes:
+def _code_tables(data: ReportData) -> list[Table]:
+    if not data.codes:
         return []
     columns = ("comparison", "photo", "codes", "differ", "near-ties", "limit of a near-tie", "median margin", "largest margin")
     rows = [
@@ -134,13 +134,13 @@ def _code_tables(evidence: Evidence) -> list[Table]:
             format_value(one.median_margin),
             format_value(one.largest_margin),
         ]
-        for one in evidence.codes
+        for one in data.codes
     ]
     return [Table("Codes that differ, and their margins", columns, rows)]
 
 
-def _tiling_tables(evidence: Evidence) -> list[Table]:
-    if not evidence.tiling:
+def _tiling_tables(data: ReportData) -> list[Table]:
+    if not data.tiling:
         return []
     columns = (
         "tiles",
@@ -163,39 +163,39 @@ def _tiling_tables(evidence: Evidence) -> list[Table]:
                 for value in (row.seams.border_error, row.seams.interior_error, row.seams.border_step, row.seams.interior_step)
             ),
         ]
-        for row in evidence.tiling
+        for row in data.tiling
     ]
-    plans = [[row.mode, row.encode_plan, row.decode_plan] for row in evidence.tiling]
-    first = evidence.tiling[0].photo
+    plans = [[row.mode, row.encode_plan, row.decode_plan] for row in data.tiling]
+    first = data.tiling[0].photo
     return [
         Table(f"{first}, in windows against in one", columns, rows),
         Table("The windows", ("tiles", "encode", "decode"), plans),
     ]
 
 
-def _time_text(evidence: Evidence) -> str:
-    if not evidence.time:
+def _time_text(data: ReportData) -> str:
+    if not data.time:
         return "Encoding and decoding, measured in this run."
-    runs, (height, width) = len(evidence.time[0].seconds), evidence.time[0].size
+    runs, (height, width) = len(data.time[0].seconds), data.time[0].size
     return (
         f"Measured in this run: the first image, {width}x{height}, in memory, untiled, {runs} runs of each row taken in turn, on a machine "
         "that may have done other things besides."
     )
 
 
-def _time_tables(evidence: Evidence) -> list[Table]:
-    if not evidence.time:
+def _time_tables(data: ReportData) -> list[Table]:
+    if not data.time:
         return []
     rows = []
-    for row in evidence.time:
+    for row in data.time:
         rate = row.size[0] * row.size[1] / 1e6 / row.median
         spread = (f"{min(row.seconds):.3f}", f"{max(row.seconds):.3f}")
         rows.append([row.precision, row.direction, f"{row.median:.3f}", *spread, f"{rate:.2f}"])
     return [Table("Seconds", ("precision", "direction", "median", "fastest", "slowest", "megapixels per second"), rows)]
 
 
-def _memory_tables(evidence: Evidence) -> list[Table]:
-    if not evidence.memory:
+def _memory_tables(data: ReportData) -> list[Table]:
+    if not data.memory:
         return []
     columns = ("direction", "image", "limit", "plan", "predicted", "measured", "prediction is off by")
     rows = [
@@ -208,14 +208,14 @@ def _memory_tables(evidence: Evidence) -> list[Table]:
             _mebibytes(row.measured_bytes),
             _percent(row.predicted_bytes / row.measured_bytes - 1),
         ]
-        for row in evidence.memory
+        for row in data.memory
     ]
     return [Table("Peak memory of the process", columns, rows)]
 
 
-def _version_tables(evidence: Evidence) -> list[Table]:
-    tables = [Table(title, ("", ""), [[name, value] for name, value in rows.items()]) for title, rows in evidence.about.items()]
-    rows = [[str(entry["file"]), f"{entry['bytes']:,}", str(entry["sha256"])] for entry in evidence.files]
+def _version_tables(data: ReportData) -> list[Table]:
+    tables = [Table(title, ("", ""), [[name, value] for name, value in rows.items()]) for title, rows in data.about.items()]
+    rows = [[str(entry["file"]), f"{entry['bytes']:,}", str(entry["sha256"])] for entry in data.files]
     return [*tables, Table("Files of the bundle", ("file", "bytes", "SHA-256"), rows)]
 
 

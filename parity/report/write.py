@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.core.files import PathLike, atomic_path
-from mgvq_export.parity.report.evidence import Evidence
+from mgvq_export.parity.report.report_data import ReportData
 
 FORMATS = (".html", ".md", ".json")
 
@@ -18,7 +18,7 @@ _PACKAGES = ("jinja2", "matplotlib")  # what the page needs beyond the others
 
 
 @contextlib.contextmanager
-def open_reports(paths: Sequence[PathLike]) -> Iterator[Callable[[Evidence], None]]:
+def open_reports(paths: Sequence[PathLike]) -> Iterator[Callable[[ReportData], None]]:
     """Gives a function that writes all of ``paths``; they appear when the body ends without error, or not at all.
 
     What can go wrong is found before the body runs, which may take minutes.
@@ -41,21 +41,21 @@ def open_reports(paths: Sequence[PathLike]) -> Iterator[Callable[[Evidence], Non
     with contextlib.ExitStack() as stack:
         targets = [stack.enter_context(atomic_path(path)) for path in paths]
 
-        def write(evidence: Evidence) -> None:
+        def write(data: ReportData) -> None:
             for target in targets:
-                target.write_text(render(evidence, target.suffix.lower()), encoding="utf-8")
+                target.write_text(render(data, target.suffix.lower()), encoding="utf-8")
 
         yield write
 
 
-def render(evidence: Evidence, suffix: str) -> str:
+def render(data: ReportData, suffix: str) -> str:
     """The report in the format of ``suffix``, one of :data:`FORMATS`."""
     if suffix == ".json":
-        return json.dumps(evidence.to_dict(), indent=2, allow_nan=False) + "\n"
+        return json.dumps(data.to_dict(), indent=2, allow_nan=False) + "\n"
     if suffix == ".md":
         from mgvq_export.parity.report.markdown import markdown
 
-        return markdown(evidence)
+        return markdown(data)
     from mgvq_export.parity.report.html import html
 
-    return html(evidence)
+    return html(data)

@@ -110,17 +110,17 @@ class EnginePlans:
                 found += self._tiled(direction, size)
         if not found:
             raise self._too_large(direction, size)
-        found.sort(key=lambda plan: (plan.tile_tax, -plan.steps[0][1].batch))
+        found.sort(key=lambda plan: (plan.tiling_overhead, -plan.steps[0][1].batch))
         return found
 
     def _tiled(self, direction: Direction, size: Size) -> Iterator[TrunkPlan]:
         for step in self._windows(direction.trunk, size):
-            yield TrunkPlan((step,), 0, step[1].tile_tax)
+            yield TrunkPlan((step,), 0, step[1].tiling_overhead)
         first, second = (list(self._windows(part, size)) for part in direction.cut)
         costs = Costs(self.spec)
         for steps in ((a, b) for a in first for b in second):
             works = [costs.work(part) for part, _ in steps]
-            tax = sum(work * plan.tile_tax for work, (_, plan) in zip(works, steps, strict=True)) / sum(works)
+            tax = sum(work * plan.tiling_overhead for work, (_, plan) in zip(works, steps, strict=True)) / sum(works)
             yield TrunkPlan(steps, 0, tax)
 
     def _windows(self, part: Part, size: Size) -> Iterator[tuple[Part, TilePlan]]:

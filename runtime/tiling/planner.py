@@ -183,7 +183,7 @@ class Planner:
         """Predicted time of a part's windows: runs, work, and the copies into and out of windows."""
         speed = SPEEDS[self.backend, self.itemsize]
         pixels = plan.size[0] * plan.size[1] * plan.scale**2  # of the image
-        count, ran = plan.count, plan.tile_tax * pixels
+        count, ran = plan.count, plan.tiling_overhead * pixels
         copied = self._input_bytes(part) * ran + self._output_bytes(part) * pixels if count > 1 else 0.0
         return -(-count // plan.batch) * speed.run + self.costs.work(part) * ran / speed.work + copied / speed.copying
 
@@ -271,11 +271,11 @@ class Planner:
                 if side % f:
                     raise InputError(f"tile {axis} is {side} px; wanted a multiple of {f}, such as {max(f, round(side / f) * f)}")
             plan = TilePlan.fit(cells, Reach(1, f, overlap, overlap), (tile[0] // f, tile[1] // f), mode="blend", scale=f)
-        return TrunkPlan(((trunk, plan),), self.base_bytes, plan.tile_tax)
+        return TrunkPlan(((trunk, plan),), self.base_bytes, plan.tiling_overhead)
 
     def _finish(self, size: Size, steps: tuple[tuple[Part, TilePlan], ...]) -> TrunkPlan:
         works = [self.costs.work(part) for part, _ in steps]
-        tax = sum(work * plan.tile_tax for work, (_, plan) in zip(works, steps, strict=True)) / sum(works)
+        tax = sum(work * plan.tiling_overhead for work, (_, plan) in zip(works, steps, strict=True)) / sum(works)
         return TrunkPlan(steps, self._peak(size, steps), tax)
 
     def _peak(self, size: Size, steps: tuple[tuple[Part, TilePlan], ...]) -> int:

@@ -165,7 +165,7 @@ class TilePlan:
         return self._to_output(self.window)
 
     @property
-    def tile_tax(self) -> float:
+    def tiling_overhead(self) -> float:
         """Input pixels run over input pixels of the map: 1.0 for one window."""
         return self.count * self.window[0] * self.window[1] / (self.size[0] * self.size[1])
 
@@ -177,13 +177,13 @@ class TilePlan:
         return f"{size[1] * self.scale}x{size[0] * self.scale}"
 
     def __str__(self) -> str:
-        """``windows 6 of 1200x1200, halo 88, tile tax 1.31``: width x height, in image pixels."""
+        """``windows 6 of 1200x1200, halo 88, tiling overhead 1.31``: width x height, in image pixels."""
         if self.count == 1:
             return f"one window of {self._px(self.window)}"
         margin = "overlap" if self.mode == "blend" else "halo"
         width = self.reach.halo * self.scale * (2 if self.mode == "blend" else 1)
         batch = f", batch {self.batch}" if self.batch > 1 else ""
-        return f"windows {self.count} of {self._px(self.window)}{batch}, {margin} {width}, tile tax {self.tile_tax:.2f}"
+        return f"windows {self.count} of {self._px(self.window)}{batch}, {margin} {width}, tiling overhead {self.tiling_overhead:.2f}"
 
 
 @dataclass(frozen=True)
@@ -193,12 +193,12 @@ class TrunkPlan:
     Attributes:
         steps: the parts in the order they run, each with its windows.
         peak_bytes: predicted peak of this process's memory; 0 when not predicted.
-        tile_tax: work of all windows over work of one window, weighted by what a pixel costs in each part.
+        tiling_overhead: work of all windows over work of one window, weighted by what a pixel costs in each part.
     """
 
     steps: tuple[tuple[Part, TilePlan], ...]
     peak_bytes: int = 0
-    tile_tax: float = 1.0
+    tiling_overhead: float = 1.0
 
     @property
     def mode(self) -> str:
@@ -216,11 +216,11 @@ class TrunkPlan:
         return sum(plan.count for _, plan in self.steps)
 
     def __str__(self) -> str:
-        """One step: the plan itself; two: both, and the tile tax over both."""
+        """One step: the plan itself; two: both, and the tiling overhead over both."""
         if len(self.steps) == 1:
             return str(self.steps[0][1])
         each = "; ".join(f"{str(part).rpartition('_')[2]}: {plan}" for part, plan in self.steps)
-        return f"{each}; tile tax over both {self.tile_tax:.2f}"
+        return f"{each}; tiling overhead over both {self.tiling_overhead:.2f}"
 
 
 def _check_tile(axis: str, side: int, reach: Reach, scale: int) -> None:

@@ -172,7 +172,7 @@ def test_what_differs_must_be_forced() -> None:
 def test_too_little_to_compare() -> None:
     with pytest.raises(InputError, match="4 rounds cannot tell a change from noise; wanted at least 5"):
         compare(make(rounds=4), make())
-    few, slow = make(), make(encode=0.4)  # one contestant with few rounds among others is shown and not judged
+    few, slow = make(), make(encode=0.4)  # one entry with few rounds among others is shown and not judged
     few.entries[0].samples = {stage: values[:4] for stage, values in few.entries[0].samples.items()}
     found = compare(few, slow)
     assert {change.verdict for change in found.changes if change.name.startswith("ort") and change.stage == "encode"} == {
@@ -182,7 +182,7 @@ def test_too_little_to_compare() -> None:
     other = make()
     for entry in other.entries:
         entry.group = "200x100"
-    with pytest.raises(InputError, match="no contestant in common"):
+    with pytest.raises(InputError, match="no entry in common"):
         compare(make(), other)
     other.entries[:1] = make().entries[:1]
     assert "only one of the two has: torch, 100x50" in compare(make(), other).remarks()[0]

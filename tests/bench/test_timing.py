@@ -23,7 +23,7 @@ class Clock:
         return self.now
 
 
-def test_contestants_take_turns():
+def test_baselines_take_turns():
     log = []
 
     def backend(name):

@@ -73,7 +73,7 @@ def test_pages_without_one_place_are_refused(text: str) -> None:
 def test_quantizers_are_measured_by_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("CELLS", 4), ("ROWS_IN_ALL", 64), ("ROWS_PER_GROUP", 16)):
         monkeypatch.setattr(scaling, name, value)
-    monkeypatch.setattr(scaling, "WAYS", {scaling.QUANTIZERS[0]: scaling.WAYS[scaling.QUANTIZERS[0]]})
+    monkeypatch.setattr(scaling, "BASELINES", {scaling.QUANTIZERS[0]: scaling.BASELINES[scaling.QUANTIZERS[0]]})
     (entry,) = scaling.measure_groups((8,), 2, lambda what: None)
     assert entry.facts == {"groups": 8, "codes_per_group": 8, "group_dim": 4}
     assert len(entry.samples["search"]) == 2

@@ -147,12 +147,12 @@ def test_a_margin_is_left_for_other_images(small_bundle, photos, held_out_photo)
 
 def test_skips_are_quantized_only_beside_a_quantized_convolution(small_network) -> None:
     known = plan_nodes(small_network)
-    sums = {choice.item.name: choice for choice in skip_choices(known, "decoder", set(known))}
+    sums = {choice.candidate.name: choice for choice in skip_choices(known, "decoder", set(known))}
     assert sums and all(known[name].op == "Add" for name in sums)
     name = next(iter(sums))
     (position,) = sums[name].nodes.values()
     main = known[name].inputs[1 - position]
-    assert [choice.item.name for choice in skip_choices(known, "decoder", {main})] == [name]
+    assert [choice.candidate.name for choice in skip_choices(known, "decoder", {main})] == [name]
     assert skip_choices(known, "decoder", set()) == []
 
 

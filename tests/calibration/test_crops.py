@@ -1,4 +1,4 @@
-"""Windows of calibration images: the same ones every time, evenly shared, and one clear line for what cannot be used."""
+"""Crops of calibration images: the same ones every time, evenly shared, and one clear line for what cannot be used."""
 
 import shutil
 from pathlib import Path
@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mgvq_export.calibration.crops import Windows, list_images, places
+from mgvq_export.calibration.crops import Crops, list_images, places
 from mgvq_export.core.errors import InputError
 from mgvq_export.tests.support.checks import one_line
 
 
 def test_every_window_is_a_part_of_its_image(photos: tuple[Path, ...]) -> None:
-    windows = list(Windows(photos, 7, 32).read())
-    assert [window.shape for window in windows] == [(32, 32, 3)] * 7
-    owners = [path for path, count in Windows(photos, 7, 32).per_image for _ in range(count)]
+    crops = list(Crops(photos, 7, 32).read())
+    assert [window.shape for window in crops] == [(32, 32, 3)] * 7
+    owners = [path for path, count in Crops(photos, 7, 32).per_image for _ in range(count)]
     assert [owners.count(path) for path in photos] == [3, 2, 2]
-    for window, path in zip(windows, owners, strict=True):
+    for window, path in zip(crops, owners, strict=True):
         image = np.asarray(Image.open(path))
         cuts = np.lib.stride_tricks.sliding_window_view(image, (32, 32, 3)).reshape(-1, 32, 32, 3)
         assert (cuts == window).all(axis=(1, 2, 3)).any()
@@ -25,22 +25,22 @@ def test_every_window_is_a_part_of_its_image(photos: tuple[Path, ...]) -> None:
 
 def test_windows_depend_on_pixels_and_not_on_names(photos: tuple[Path, ...], tmp_path: Path) -> None:
     copy = shutil.copy(photos[0], tmp_path / "another name.png")
-    one, other = Windows(photos[:1], 5, 16), Windows((Path(copy),), 5, 16)
+    one, other = Crops(photos[:1], 5, 16), Crops((Path(copy),), 5, 16)
     assert one.sha256 == other.sha256
     np.testing.assert_array_equal(list(one.read()), list(other.read()))
-    assert Windows(photos[1:2], 5, 16).sha256 != one.sha256 != Windows(photos[:1], 6, 16).sha256
+    assert Crops(photos[1:2], 5, 16).sha256 != one.sha256 != Crops(photos[:1], 6, 16).sha256
 
 
 def test_reading_can_start_at_any_window(photos: tuple[Path, ...]) -> None:
-    windows = Windows(photos, 7, 32)
-    everything = list(windows.read())
+    crops = Crops(photos, 7, 32)
+    everything = list(crops.read())
     for first in range(8):
-        np.testing.assert_array_equal(list(windows.read(first)), everything[first:])
-    assert [len(batch) for batch in windows.batches(3)] == [3, 3, 1]
+        np.testing.assert_array_equal(list(crops.read(first)), everything[first:])
+    assert [len(batch) for batch in crops.batches(3)] == [3, 3, 1]
 
 
 def test_more_images_than_windows_takes_them_evenly(photos: tuple[Path, ...]) -> None:
-    many = Windows(photos * 4, 3, 16)
+    many = Crops(photos * 4, 3, 16)
     assert [path.name for path, _ in many.per_image] == ["0.png", "1.png", "2.png"]
     assert len(list(many.read())) == 3
 
@@ -70,32 +70,32 @@ def test_bad_input_is_one_line(photos: tuple[Path, ...], tmp_path: Path) -> None
     with pytest.raises(
         InputError, match="48x33, smaller than a window of 40x40; leave it out, or give a smaller --window-size"
     ) as error:
-        list(Windows(photos, 3, 40).read())
+        list(Crops(photos, 3, 40).read())
     assert one_line(str(error.value))
     with pytest.raises(InputError, match="window count is 0"):
-        Windows(photos, 0, 32)
+        Crops(photos, 0, 32)
 
 
 def test_a_sample_is_spread_over_all_windows(photos, tmp_path: Path) -> None:
-    windows = Windows(photos, 15, 32)
-    every = list(windows.read())
-    taken = windows.sample(8, 4)
+    crops = Crops(photos, 15, 32)
+    every = list(crops.read())
+    taken = crops.sample(8, 4)
     assert len(taken) == 8
     for index, window in enumerate(taken):
         np.testing.assert_array_equal(window, every[index * 15 // 8])
-    assert len(Windows(photos, 2, 32).sample(16, 4)) == 2
+    assert len(Crops(photos, 2, 32).sample(16, 4)) == 2
 
 
 def test_windows_that_cannot_be_used_are_found_out_about_in_the_sample(photos, tmp_path: Path) -> None:
     black = tmp_path / "black.png"
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(black)
     with pytest.raises(InputError, match="every window is of one flat colour") as error:
-        Windows((black,), 3, 32).sample(1, 4)
+        Crops((black,), 3, 32).sample(1, 4)
     assert one_line(str(error.value))
-    Windows((black, *photos), 4, 32).sample(1, 4)  # one such image among others is no matter
+    Crops((black, *photos), 4, 32).sample(1, 4)  # one such image among others is no matter
     with pytest.raises(InputError, match="window size is 30; the model needs a multiple of 4: 28 will do"):
-        Windows(photos, 2, 30).sample(1, 4)
+        Crops(photos, 2, 30).sample(1, 4)
     small = tmp_path / "small.png"
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(small)
     with pytest.raises(InputError, match="smaller than a window"):
-        Windows((*photos, small), 8, 32).sample(1, 4)  # though no window of it is taken
+        Crops((*photos, small), 8, 32).sample(1, 4)  # though no window of it is taken

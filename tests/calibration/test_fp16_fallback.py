@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mgvq_export.calibration.crops import Windows
+from mgvq_export.calibration.crops import Crops
 from mgvq_export.calibration.effects import Effect, Effects, Graphs
-from mgvq_export.calibration.fp16_fallback import make_safe, node_harm, smallest
+from mgvq_export.calibration.fp16_fallback import find_fp16_fallback, node_sensitivity, smallest
 from mgvq_export.calibration.ranges import collect
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.precision_plan import Budgets, NodePlan, PrecisionPlan
@@ -38,24 +38,24 @@ def all_half(network) -> PrecisionPlan:
 
 
 @pytest.fixture
-def windows(photos: tuple[Path, ...]) -> Windows:
-    return Windows(photos, 3, 32)
+def crops(photos: tuple[Path, ...]) -> Crops:
+    return Crops(photos, 3, 32)
 
 
 def in_float32(plan: PrecisionPlan) -> dict[str, str]:
     return {name: node.reason for name, node in plan.nodes.items() if node.precision == "fp32"}
 
 
-def test_an_attention_sum_that_overflows_and_a_norm_that_underflows(small_network, windows: Windows) -> None:
+def test_an_attention_sum_that_overflows_and_a_norm_that_underflows(small_network, crops: Crops) -> None:
     plant(small_network)
     known = plan_nodes(small_network)
-    ranges = collect(small_network, windows, "planted")
-    effects = Effects(Graphs(small_network), list(windows.read()), "planted")
+    ranges = collect(small_network, crops, "planted")
+    effects = Effects(Graphs(small_network), list(crops.read()), "planted")
     start = all_half(small_network)
     assert not effects.measure(start).finite
     assert ranges.value(f"{ATTENTION}/k_sum").overflow or ranges.value(f"{ATTENTION}/product").overflow
 
-    plan, effect = make_safe(effects, ranges, known, start, BUDGETS, headroom=False)
+    plan, effect = find_fp16_fallback(effects, ranges, known, start, BUDGETS, headroom=False)
     # Found
     found = in_float32(plan)
     assert any(name.startswith(f"{ATTENTION}/") for name in found)
@@ -64,7 +64,7 @@ def test_an_attention_sum_that_overflows_and_a_norm_that_underflows(small_networ
     assert all("alone, float16" in reason and "left in float16:" in reason for reason in found.values())
     # Repaired, and verified by someone who knows nothing of the search
     check_plan(plan, small_network)
-    again = Effects(Graphs(small_network), list(windows.read()), "again").measure(plan)
+    again = Effects(Graphs(small_network), list(crops.read()), "again").measure(plan)
     assert again == effect and again.finite and again.holds(BUDGETS)
     # With no node to spare
     for name in found:
@@ -72,45 +72,47 @@ def test_an_attention_sum_that_overflows_and_a_norm_that_underflows(small_networ
         assert not effects.measure(PrecisionPlan("fp16", "fp16", nodes)).holds(BUDGETS), name
 
 
-def test_the_usual_islands_do_not_repair_the_convolution(small_network, windows: Windows) -> None:
+def test_the_usual_islands_do_not_repair_the_convolution(small_network, crops: Crops) -> None:
     plant(small_network)
-    ranges = collect(small_network, windows, "planted")
-    effects = Effects(Graphs(small_network), list(windows.read()), "planted")
-    plan, _ = make_safe(effects, ranges, plan_nodes(small_network), PrecisionPlan("fp16", "fp16", {}), BUDGETS, headroom=False)
+    ranges = collect(small_network, crops, "planted")
+    effects = Effects(Graphs(small_network), list(crops.read()), "planted")
+    plan, _ = find_fp16_fallback(
+        effects, ranges, plan_nodes(small_network), PrecisionPlan("fp16", "fp16", {}), BUDGETS, headroom=False
+    )
     assert in_float32(plan) and all(name.startswith(POINT_CONV) for name in in_float32(plan))
     # Once nodes have to go, they go until the target is met, which leaves something for other images.
     target = BUDGETS.tightened(0.5)
     start = PrecisionPlan("fp16", "fp16", {})
-    more, effect = make_safe(effects, ranges, plan_nodes(small_network), start, BUDGETS, target=target, headroom=False)
+    more, effect = find_fp16_fallback(effects, ranges, plan_nodes(small_network), start, BUDGETS, target=target, headroom=False)
     assert effect.holds(target) and len(in_float32(more)) >= len(in_float32(plan))
 
 
-def test_values_near_the_limit_are_taken_whatever_their_effect(small_network, windows: Windows) -> None:
+def test_values_near_the_limit_are_taken_whatever_their_effect(small_network, crops: Crops) -> None:
     conv1, conv2 = (f"decoder.stages.1.op_list.1.main.conv{n}.conv" for n in (1, 2))
-    factor = 2e4 / collect(small_network, windows, "before").value(conv1).largest
+    factor = 2e4 / collect(small_network, crops, "before").value(conv1).largest
     with torch.no_grad():
         block = small_network.decoder.stages[1].op_list[1].main
         block["conv1"].conv.weight *= factor
         block["conv1"].conv.bias *= factor
         block["conv2"].conv.weight /= factor
-    ranges = collect(small_network, windows, "near")
-    effects = Effects(Graphs(small_network), list(windows.read()), "near")
+    ranges = collect(small_network, crops, "near")
+    effects = Effects(Graphs(small_network), list(crops.read()), "near")
     known = plan_nodes(small_network)
     loose = Budgets(min_psnr=20)
     assert effects.measure(PrecisionPlan("fp16", "fp16", {})).holds(loose)
-    plan, _ = make_safe(effects, ranges, known, PrecisionPlan("fp16", "fp16", {}), loose)
+    plan, _ = find_fp16_fallback(effects, ranges, known, PrecisionPlan("fp16", "fp16", {}), loose)
     assert {conv1, conv2} <= set(in_float32(plan))  # the one that writes the values and the one that reads them
     assert "within a factor of 8" in in_float32(plan)[conv1]
 
 
-def test_harm_of_a_node_alone(small_network, windows: Windows) -> None:
+def test_sensitivity_of_a_node_alone(small_network, crops: Crops) -> None:
     plant(small_network)
-    harm = node_harm(small_network, list(windows.read()))
-    assert harm[f"{ATTENTION}/product"].error == np.inf
-    assert harm[f"{ATTENTION}/product"].largest > 65504
-    convs = [found.error for name, found in harm.items() if name.startswith(f"{POINT_CONV}.conv")]
+    sensitivity = node_sensitivity(small_network, list(crops.read()))
+    assert sensitivity[f"{ATTENTION}/product"].error == np.inf
+    assert sensitivity[f"{ATTENTION}/product"].largest > 65504
+    convs = [found.error for name, found in sensitivity.items() if name.startswith(f"{POINT_CONV}.conv")]
     assert min(convs) > 0.01
-    assert 1e-5 < harm["decoder.project_in.main.conv"].error < 2e-3  # float16 rounds at 5e-4
+    assert 1e-5 < sensitivity["decoder.project_in.main.conv"].error < 2e-3  # float16 rounds at 5e-4
 
 
 def effect(agreement: float) -> Effect:
@@ -130,11 +132,11 @@ def test_smallest_set() -> None:
     assert smallest(names, lambda kept: effect(len(kept) / 8), Budgets(min_code_agreement=1.0))[0] == names
 
 
-def test_a_budget_that_no_plan_meets(small_network, windows: Windows) -> None:
-    ranges = collect(small_network, windows, "plain")
-    effects = Effects(Graphs(small_network), list(windows.read()), "plain")
+def test_a_budget_that_no_plan_meets(small_network, crops: Crops) -> None:
+    ranges = collect(small_network, crops, "plain")
+    effects = Effects(Graphs(small_network), list(crops.read()), "plain")
     with pytest.raises(
         InputError, match=r"no fp16 plan meets the budgets; with all nodes in float32, .* wanted at least 200"
     ) as error:
-        make_safe(effects, ranges, plan_nodes(small_network), PrecisionPlan("fp16", "fp16", {}), Budgets(min_psnr=200))
+        find_fp16_fallback(effects, ranges, plan_nodes(small_network), PrecisionPlan("fp16", "fp16", {}), Budgets(min_psnr=200))
     assert one_line(str(error.value))

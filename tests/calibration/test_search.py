@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import pytest
 
 from mgvq_export.calibration.effects import Effect
-from mgvq_export.calibration.search import Item, Point, pareto, search
+from mgvq_export.calibration.search import Candidate, Point, pareto, search
 from mgvq_export.core.precision_plan import Budgets
 
-#: Item -> work, error it adds.
+#: Candidate -> work, error it adds.
 PROBLEM = {"a": (4.0, 8e-5), "b": (3.0, 1e-5), "c": (2.0, 1e-5), "d": (1.0, 4e-5), "e": (0.5, 1e-6)}
-ITEMS = [Item(name, work) for name, (work, _) in PROBLEM.items()]
+ITEMS = [Candidate(name, work) for name, (work, _) in PROBLEM.items()]
 
 
 def effect_of(error: float) -> Effect:
@@ -45,7 +45,7 @@ def test_order_is_saved_work_per_error() -> None:
 
 
 def test_what_was_estimated_is_measured() -> None:
-    """b and c do harm together that neither does alone: the sum of their errors would let both in."""
+    """b and c cost quality together that neither costs alone: the sum of their errors would let both in."""
 
     def together(names: Sequence[str]) -> Effect:
         return effect_of(added(names).error + (1e-3 if {"b", "c"} <= set(names) else 0))

@@ -25,14 +25,14 @@ def test_choices_are_those_of_the_rooms() -> None:
     from mgvq_export.core.spec import Part
     from mgvq_export.evaluation.protocol import METRICS
     from mgvq_export.evaluation.published import BENCHMARKS
-    from mgvq_export.parity.checks import QUESTIONS
+    from mgvq_export.parity.checks import CHECKS
     from mgvq_export.runtime.tiling.planner import TILINGS
     from mgvq_export.runtime.tokenizer import BACKENDS
 
     assert options.BACKENDS == BACKENDS
     assert options.TILINGS == TILINGS
     assert tuple(map(str, Part)) == options.PARTS
-    assert tuple(QUESTIONS) == verify.CHECKS
+    assert tuple(CHECKS) == verify.CHECKS
     assert tuple(METRICS) == eval_verb.METRICS
     assert tuple(BENCHMARKS) == eval_verb.BENCHMARKS
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from mgvq_export.core.errors import BackendError
-from mgvq_export.evaluation import evaluate as evaluation
 from mgvq_export.evaluation import perceptual, results
 from mgvq_export.evaluation.datasets import Dataset
 from mgvq_export.evaluation.evaluate import evaluate, load_meters
@@ -154,9 +153,9 @@ def test_figures_flow_into_the_results(tiny_bundle, photo: np.ndarray, tmp_path:
 
     monkeypatch.setattr(results, "FEATURES", size)
     monkeypatch.setattr(results, "_BLOCK", 2)
-    monkeypatch.setattr(evaluation, "missing_package", lambda metric: None)
-    monkeypatch.setattr(evaluation, "Lpips", lambda: distance)
-    monkeypatch.setattr(evaluation, "InceptionFeatures", lambda: features)
+    monkeypatch.setattr("mgvq_export.evaluation.evaluate.missing_package", lambda metric: None)
+    monkeypatch.setattr("mgvq_export.evaluation.evaluate.Lpips", lambda: distance)
+    monkeypatch.setattr("mgvq_export.evaluation.evaluate.InceptionFeatures", lambda: features)
     (tmp_path / "photos").mkdir()
     images = [np.ascontiguousarray(np.roll(photo, 7 * shift, axis=1)[:48, :64]) for shift in range(5)]
     for number, image in enumerate(images):

@@ -15,8 +15,7 @@ import pytest
 
 import mgvq_export
 from mgvq_export import Tokenizer
-from mgvq_export.benchmarks.gpu import bundle as gpu_bundle
-from mgvq_export.benchmarks.gpu import engines as gpu_engines
+from mgvq_export.benchmarks.gpu import bundle, engines
 from mgvq_export.benchmarks.gpu.report import GpuOptions
 from mgvq_export.core.spec import Part
 from mgvq_export.export.engines.graphs import engine_graph
@@ -165,7 +164,7 @@ def run_in_this_process(monkeypatch, changed=0):
                 np.savez(arguments[-1], codes=found["codes"] + changed, image=found["image"])
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(gpu_engines.subprocess, "run", run)
+    monkeypatch.setattr(engines.subprocess, "run", run)
 
 
 @pytest.fixture
@@ -180,7 +179,7 @@ def acceptance(tiny_bundle, tensorrt, tmp_path, monkeypatch):
 
 def test_acceptance_builds_compares_times_and_embeds(acceptance, monkeypatch):
     run_in_this_process(monkeypatch)
-    rows = list(gpu_engines.tensorrt_section(acceptance))
+    rows = list(engines.tensorrt_section(acceptance))
     assert [str(row) for row in rows if row.ok is False] == []
     verdicts = {row.check: row for row in rows if row.ok}
     assert {"untiled engines: used again", "engines for windows of 72x72: used again"} < set(verdicts)
@@ -189,17 +188,17 @@ def test_acceptance_builds_compares_times_and_embeds(acceptance, monkeypatch):
     assert sum(row.unit == "ms p50" for row in rows) == 2 * 2 * 2  # directions, tilings, with and without CUDA graphs
     built = {row.check: row.facts["note"] for row in rows if row.check.startswith("engine ")}
     assert built["engine encoder"].endswith("built") and built["engine quantizer"].endswith("kept")  # the second time
-    assert gpu_engines._goal("encode", GpuOptions()) == {"note": "wanted on an H200: at most 50 ms"}
-    assert gpu_engines._goal("encode", acceptance) == {}
+    assert engines._goal("encode", GpuOptions()) == {"note": "wanted on an H200: at most 50 ms"}
+    assert engines._goal("encode", acceptance) == {}
 
 
 def test_acceptance_notices_another_result_of_the_program(acceptance, monkeypatch):
     run_in_this_process(monkeypatch, changed=1)
-    (row,) = (row for row in gpu_engines.tensorrt_section(acceptance) if row.check.startswith("embedding example"))
+    (row,) = (row for row in engines.tensorrt_section(acceptance) if row.check.startswith("embedding example"))
     assert row.ok is False and row.value == "different"
-    monkeypatch.setattr(gpu_engines, "engine_folder", lambda bundle: bundle.path / "nowhere")
-    bundle = gpu_bundle.shared_bundle(acceptance)
-    (row,) = gpu_engines._example(bundle, gpu_bundle.waves(acceptance.small), acceptance)
+    monkeypatch.setattr(engines, "engine_folder", lambda bundle: bundle.path / "nowhere")
+    shared = bundle.shared_bundle(acceptance)
+    (row,) = engines._example(shared, bundle.waves(acceptance.small), acceptance)
     assert row.ok is False and row.value.startswith("FileNotFoundError")
 
 

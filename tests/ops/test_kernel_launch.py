@@ -15,19 +15,19 @@ from mgvq_export.ops import cuda_kernel
 
 SCRIPT = """
 import dataclasses, json
-from mgvq_export.benchmarks.gpu import kernel as gpu_kernel
+from mgvq_export.benchmarks.gpu import kernel
 from mgvq_export.benchmarks.gpu.report import GpuOptions
-gpu_kernel.cases.NAMES[:] = [name for name in gpu_kernel.cases.NAMES if "K8192" not in name and "K2048" not in name]  # slow here
-gpu_kernel.REAL_SIZES = {"small 2x64x4": (1, 2, 64, 4, 9, 16), "small 3x70x8": (2, 3, 70, 8, 5, 5)}
+kernel.cases.NAMES[:] = [name for name in kernel.cases.NAMES if "K8192" not in name and "K2048" not in name]  # slow here
+kernel.REAL_SIZES = {"small 2x64x4": (1, 2, 64, 4, 9, 16), "small 3x70x8": (2, 3, 70, 8, 5, 5)}
 %s
-rows = list(gpu_kernel.kernel_section(GpuOptions(repeats=2)))
+rows = list(kernel.kernel_section(GpuOptions(repeats=2)))
 print(json.dumps([dataclasses.asdict(row) for row in rows]))
 """
 TIMES = """
-gpu_kernel.cases.NAMES[:] = gpu_kernel.cases.NAMES[:1]
-gpu_kernel.REAL_SIZES = {"f16 2x64x4": (1, 2, 64, 4, 9, 16), "f8 2x64x4": (1, 2, 64, 4, 9, 16)}
+kernel.cases.NAMES[:] = kernel.cases.NAMES[:1]
+kernel.REAL_SIZES = {"f16 2x64x4": (1, 2, 64, 4, 9, 16), "f8 2x64x4": (1, 2, 64, 4, 9, 16)}
 """
-WRONG = "gpu_kernel.kernel_launch = lambda *s, f=gpu_kernel.kernel_launch: dataclasses.replace(f(*s), scalars=(*f(*s).scalars[:2], 1, f(*s).scalars[3]))"
+WRONG = "kernel.kernel_launch = lambda *s, f=kernel.kernel_launch: dataclasses.replace(f(*s), scalars=(*f(*s).scalars[:2], 1, f(*s).scalars[3]))"
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_wrong_launch_is_noticed(driver):
 
 @pytest.mark.parametrize(("goal", "ok"), [("0.1", True), ("0.01", False)])
 def test_the_goal_is_judged_on_an_h200(driver, goal, ok):
-    change = f"{TIMES}gpu_kernel.GOAL = {goal}"
+    change = f"{TIMES}kernel.GOAL = {goal}"
     rows = kernel_rows(driver, cuda_kernel.nvrtc_version(), change, gpu="NVIDIA H200")
     assert [row["ok"] for row in rows if row["unit"] == "ms p50"] == [ok] * 2 + [None] * 2  # at f8 there is none
 

@@ -1,4 +1,4 @@
-"""Images, a bundle to plant faults in, and a report's evidence, gathered once for the tests of its content and of its page."""
+"""Images, a bundle to plant faults in, and a report's data, gathered once for the tests of its content and of its page."""
 
 import os
 import shutil
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mgvq_export.core.bundle import Bundle
-from mgvq_export.parity.context import Subject
-from mgvq_export.parity.report.evidence import Evidence
+from mgvq_export.parity.context import VerificationContext
 from mgvq_export.parity.report.gather import gather
+from mgvq_export.parity.report.report_data import ReportData
 from mgvq_export.parity.results import CheckResult, ParityReport
 from mgvq_export.parity.tolerances import tolerance
 from mgvq_export.runtime.image_files import write_image
@@ -46,18 +46,18 @@ def copy(tiny_bundle: Bundle, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def report_subject(tiny_bundle: Bundle):
+def report_context(tiny_bundle: Bundle):
     """Four images of hostile names: one large enough for windows, and of a size that f does not divide."""
     images, sizes = {}, {}
     for index, name in enumerate(HOSTILE):
         images[name], sizes[name] = pad_to_multiple(waves(*((203, 301) if not index else (64 + index, 90))), 16)
-    subject = Subject(tiny_bundle, images, "ort-cpu", sizes=sizes)
-    yield subject
-    subject.close()
+    context = VerificationContext(tiny_bundle, images, "ort-cpu", sizes=sizes)
+    yield context
+    context.close()
 
 
 @pytest.fixture(scope="session")
-def evidence(report_subject: Subject) -> Evidence:
+def data(report_context: VerificationContext) -> ReportData:
     checks = [
         CheckResult.judged("network/latent", "Is <b>it</b> & so?", 3e-7, tolerance("latent", "fp32"), f"worst: {HOSTILE[0]}"),
         CheckResult.judged("network/pixels", "Are the pixels?", 0.5, tolerance("pixels", "fp32"), f"worst: {HOSTILE[1]}"),
@@ -71,16 +71,16 @@ def evidence(report_subject: Subject) -> Evidence:
         "images": {name: [80, 96] for name in HOSTILE},
         "seconds": 1.5,
     }
-    return gather(report_subject, ParityReport(checks, facts))
+    return gather(report_context, ParityReport(checks, facts))
 
 
 @pytest.fixture(scope="session")
-def page(evidence: Evidence, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The evidence as a page on disk."""
+def page(data: ReportData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data as a page on disk."""
     pytest.importorskip("jinja2")
     pytest.importorskip("matplotlib")
     from mgvq_export.parity.report.write import render
 
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render(evidence, ".html"), encoding="utf-8")
+    path.write_text(render(data, ".html"), encoding="utf-8")
     return path

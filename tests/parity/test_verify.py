@@ -56,8 +56,8 @@ def codes_through(*nodes: "onnx.NodeProto") -> Callable:
 def test_a_good_bundle_passes(good: ParityReport, tiny_bundle: Bundle) -> None:
     assert good.passed, good.failed
     assert [name for name, status in statuses(good).items() if status == SKIPPED] == ["backend"]
-    questions = {name.split("/")[0] for name in statuses(good)}
-    assert questions == {"network", "precision", "backend", "quantizer", "decoder", "graphs", "batch", "tiling", "round-trip"}
+    checks = {name.split("/")[0] for name in statuses(good)}
+    assert checks == {"network", "precision", "backend", "quantizer", "decoder", "graphs", "batch", "tiling", "round-trip"}
     good.raise_if_failed()
     assert good.facts["images"] == {"a.png": [192, 224], "b.png": [80, 112]}
 
@@ -262,7 +262,7 @@ def test_small_images_of_the_same_name_are_both_verified(tiny_bundle: Bundle, tm
 
 
 def test_unknown_questions_are_refused_with_a_list(tiny_bundle: Bundle) -> None:
-    with pytest.raises(InputError, match="no question colour; choose network, precision, "):
+    with pytest.raises(InputError, match="no check colour; choose network, precision, "):
         verify(tiny_bundle, only=["colour"])
 
 

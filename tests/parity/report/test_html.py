@@ -13,12 +13,11 @@ from click.testing import CliRunner
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError
-from mgvq_export.parity.context import Subject
-from mgvq_export.parity.report import write as output
-from mgvq_export.parity.report.evidence import Evidence
+from mgvq_export.parity.context import VerificationContext
 from mgvq_export.parity.report.gather import PHOTOS, gather
 from mgvq_export.parity.report.html import PAGE
-from mgvq_export.parity.report.write import open_reports, render
+from mgvq_export.parity.report.report_data import ReportData
+from mgvq_export.parity.report.write import FORMATS, open_reports, render
 from mgvq_export.parity.results import ParityReport, format_value
 from mgvq_export.runtime.image_files import write_image
 from mgvq_export.tests.support.checks import one_line
@@ -93,35 +92,35 @@ def test_the_page_asks_for_nothing(page: Path, parsed: Page) -> None:
     assert policy and policy.startswith("default-src 'none'; img-src data:;")
 
 
-def test_every_picture_and_chart_says_what_it_shows(parsed: Page, evidence: Evidence) -> None:
+def test_every_picture_and_chart_says_what_it_shows(parsed: Page, data: ReportData) -> None:
     pictures = parsed.all("img")
     assert pictures and all(len(one["alt"] or "") > 10 and one["width"] and one["height"] for one in pictures)
-    groups = len(evidence.photos[0].by_groups)
-    assert len(pictures) == len(evidence.photos) * (3 + groups) + len(evidence.codes) + len(evidence.tiling)
+    groups = len(data.photos[0].by_groups)
+    assert len(pictures) == len(data.photos) * (3 + groups) + len(data.codes) + len(data.tiling)
     charts = parsed.all("svg")
     assert len(charts) == 5 and all(one["role"] == "img" and one["aria-label"] for one in charts)
 
 
-def test_every_check_and_its_reason_is_in_every_format(parsed: Page, evidence: Evidence) -> None:
-    markdown, facts = render(evidence, ".md"), json.loads(render(evidence, ".json"))
+def test_every_check_and_its_reason_is_in_every_format(parsed: Page, data: ReportData) -> None:
+    markdown, facts = render(data, ".md"), json.loads(render(data, ".json"))
     found = {check["name"]: check for check in facts["report"]["checks"]}
     plain = " ".join(re.sub(r"\\(.)", r"\1", markdown).split())
     page = " ".join(parsed.text.split())
-    for check in evidence.report.checks:
+    for check in data.report.checks:
         limit = check.tolerance
         wanted = [check.name, check.question, check.status, *([str(limit), limit.reason] if limit else [])]
         wanted += [] if check.value is None else [format_value(check.value)]
         assert all(one in page and one in plain for one in wanted), wanted
         assert found[check.name]["status"] == check.status.lower() and found[check.name]["reason"] == (limit and limit.reason)
-    assert "2 skipped" not in page and evidence.report.summary() in page and evidence.report.summary() in plain
+    assert "2 skipped" not in page and data.report.summary() in page and data.report.summary() in plain
 
 
-def test_every_table_is_in_markdown_and_html(parsed: Page, evidence: Evidence) -> None:
+def test_every_table_is_in_markdown_and_html(parsed: Page, data: ReportData) -> None:
     from mgvq_export.parity.report.tables import sections
 
-    markdown = " ".join(re.sub(r"\\(.)", r"\1", render(evidence, ".md")).split())
+    markdown = " ".join(re.sub(r"\\(.)", r"\1", render(data, ".md")).split())
     page = " ".join(parsed.text.split())
-    shown = sections(evidence)
+    shown = sections(data)
     assert [section.key for section in shown] == ["checks", "photos", "codes", "tiling", "time", "memory", "versions"]
     assert all(section.tables for section in shown)
     for section in shown:
@@ -131,7 +130,7 @@ def test_every_table_is_in_markdown_and_html(parsed: Page, evidence: Evidence) -
                     assert " ".join(cell.split()) in page and " ".join(cell.split()) in markdown, (section.key, cell)
 
 
-def test_failed_checks_stand_at_the_top(page: Path, evidence: Evidence) -> None:
+def test_failed_checks_stand_at_the_top(page: Path, data: ReportData) -> None:
     text = page.read_text(encoding="utf-8")
     assert (
         0
@@ -139,25 +138,25 @@ def test_failed_checks_stand_at_the_top(page: Path, evidence: Evidence) -> None:
         < text.index("<code>network/pixels</code> is <strong>0.5</strong>")
         < text.index("<main>")
     )
-    assert render(evidence, ".md").index("## Failed") < render(evidence, ".md").index("## Checks")
+    assert render(data, ".md").index("## Failed") < render(data, ".md").index("## Checks")
 
 
-def test_names_are_never_markup(page: Path, parsed: Page, evidence: Evidence) -> None:
+def test_names_are_never_markup(page: Path, parsed: Page, data: ReportData) -> None:
     assert len(parsed.all("script")) == 2 and "onerror=alert(1)>.png" in parsed.text
     assert not parsed.all("b") and "Is <b>it</b> & so?" in parsed.text
     text = page.read_text(encoding="utf-8")  # valid UTF-8 although a name is not
     assert "\x07" not in text
-    data = re.search(r'<script type="application/json" id="facts">(.*?)</script>', text, re.DOTALL)
-    assert data and json.loads(data[1])["photos"][0]["name"] == evidence.photos[0].name
-    markdown = render(evidence, ".md")
+    found = re.search(r'<script type="application/json" id="facts">(.*?)</script>', text, re.DOTALL)
+    assert found and json.loads(found[1])["photos"][0]["name"] == data.photos[0].name
+    markdown = render(data, ".md")
     markdown.encode("utf-8")
     (row,) = (line for line in markdown.splitlines() if line.startswith(r"| \_a"))
-    assert len(re.findall(r"(?<!\\)\|", row)) == len(evidence.photos[0].psnr_by_groups) + 5
+    assert len(re.findall(r"(?<!\\)\|", row)) == len(data.photos[0].psnr_by_groups) + 5
     assert "<img" not in re.sub(r"\\<", "", markdown)
 
 
-def test_json_holds_no_pictures_and_no_bare_nan(evidence: Evidence) -> None:
-    text = render(evidence, ".json")
+def test_json_holds_no_pictures_and_no_bare_nan(data: ReportData) -> None:
+    text = render(data, ".json")
     facts = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert len(text) < 100_000
     assert facts["report"]["checks"][2]["value"] == "nan" and "original" not in facts["photos"][0]
@@ -167,10 +166,10 @@ def test_json_holds_no_pictures_and_no_bare_nan(evidence: Evidence) -> None:
 # ---- the figures
 
 
-def test_photo_figures_are_those_of_scikit_image(evidence: Evidence) -> None:
+def test_photo_figures_are_those_of_scikit_image(data: ReportData) -> None:
     metrics = pytest.importorskip("skimage.metrics")
-    assert [photo.size for photo in evidence.photos][:2] == [(203, 301), (65, 90)]
-    for photo in evidence.photos:
+    assert [photo.size for photo in data.photos][:2] == [(203, 301), (65, 90)]
+    for photo in data.photos:
         assert photo.original.shape == (*photo.size, 3) == photo.reconstruction.shape
         assert list(photo.psnr_by_groups) == [1, 2, 4]
         for count, image in photo.by_groups.items():
@@ -181,64 +180,64 @@ def test_photo_figures_are_those_of_scikit_image(evidence: Evidence) -> None:
         assert photo.histogram == np.histogram(error, np.arange(257))[0].tolist() and photo.largest_error == error.max()
 
 
-def test_reconstructions_are_those_of_the_tokenizer(evidence: Evidence, tiny_bundle: Bundle) -> None:
+def test_reconstructions_are_those_of_the_tokenizer(data: ReportData, tiny_bundle: Bundle) -> None:
     from mgvq_export.runtime.tokenizer import Tokenizer
 
-    photo = evidence.photos[0]
+    photo = data.photos[0]
     with Tokenizer.open(tiny_bundle, backend="ort-cpu", tiling="off") as tokenizer:
         tokens = tokenizer.encode(photo.original)
         for count, image in photo.by_groups.items():
             assert np.abs(tokenizer.decode(tokens, groups=count).astype(int) - image).max() <= 1
 
 
-def test_code_maps_count_what_two_tokenizers_disagree_on(evidence: Evidence, tiny_bundle: Bundle) -> None:
+def test_code_maps_count_what_two_tokenizers_disagree_on(data: ReportData, tiny_bundle: Bundle) -> None:
     from mgvq_export.runtime.tokenizer import Tokenizer
 
     codes = {}
     for precision in ("fp32", "fp16"):
         with Tokenizer.open(tiny_bundle, backend="ort-cpu", precision=precision, tiling="off") as tokenizer:
-            codes[precision] = [tokenizer.encode(photo.original).codes for photo in evidence.photos]
-    for one, full, half in zip(evidence.codes, codes["fp32"], codes["fp16"], strict=True):
+            codes[precision] = [tokenizer.encode(photo.original).codes for photo in data.photos]
+    for one, full, half in zip(data.codes, codes["fp32"], codes["fp16"], strict=True):
         assert one.comparison == "fp16 against fp32"
         assert (one.counts == (full != half).sum(axis=0)).all() and one.differing == one.counts.sum() == one.margins.size
         assert one.total == full.size and one.near_ties == (one.margins <= one.limit).sum()
-    assert sum(one.differing for one in evidence.codes) > 0  # else the maps show nothing
+    assert sum(one.differing for one in data.codes) > 0  # else the maps show nothing
 
 
-def test_exact_windows_change_nothing_and_blending_does(evidence: Evidence) -> None:
-    exact, blend = evidence.tiling
+def test_exact_windows_change_nothing_and_blending_does(data: ReportData) -> None:
+    exact, blend = data.tiling
     assert (exact.mode, exact.codes_changed, exact.largest_error) == ("exact", 0, 0) or exact.largest_error <= 1
     assert blend.mode == "blend" and blend.codes_changed > 0 and blend.psnr_db < 60 and blend.error.max() == blend.largest_error
     assert "windows" in exact.encode_plan and "windows" in exact.decode_plan
 
 
-def test_times_are_taken_in_turn_for_every_precision(evidence: Evidence) -> None:
-    assert [(row.precision, row.direction) for row in evidence.time] == [
+def test_times_are_taken_in_turn_for_every_precision(data: ReportData) -> None:
+    assert [(row.precision, row.direction) for row in data.time] == [
         (p, d) for p in ("fp32", "fp16") for d in ("encode", "decode")
     ]
-    assert all(len(row.seconds) == len(evidence.time[0].seconds) >= 1 and min(row.seconds) > 0 for row in evidence.time)
+    assert all(len(row.seconds) == len(data.time[0].seconds) >= 1 and min(row.seconds) > 0 for row in data.time)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
-def test_memory_is_that_of_a_process_of_its_own(evidence: Evidence) -> None:
-    assert [(row.direction, row.limit_bytes) for row in evidence.memory[:2]] == [("encode", None), ("decode", None)]
-    for row in evidence.memory:
+def test_memory_is_that_of_a_process_of_its_own(data: ReportData) -> None:
+    assert [(row.direction, row.limit_bytes) for row in data.memory[:2]] == [("encode", None), ("decode", None)]
+    for row in data.memory:
         assert 0.7 < row.predicted_bytes / row.measured_bytes < 1.3, row
         assert row.limit_bytes is None or row.predicted_bytes <= row.limit_bytes
 
 
-def test_versions_and_hashes(evidence: Evidence, tiny_bundle: Bundle) -> None:
+def test_versions_and_hashes(data: ReportData, tiny_bundle: Bundle) -> None:
     import hashlib
 
-    files = {entry["file"]: entry for entry in evidence.files}
-    assert len(files) == len(evidence.files) == 26
+    files = {entry["file"]: entry for entry in data.files}
+    assert len(files) == len(data.files) == 26
     for name, entry in files.items():
-        data = (tiny_bundle.path / name).read_bytes()
-        assert (entry["bytes"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        content = (tiny_bundle.path / name).read_bytes()
+        assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
     manifest = hashlib.sha256((tiny_bundle.path / "manifest.json").read_bytes()).hexdigest()
-    assert evidence.about["Bundle"]["manifest SHA-256"] == manifest
-    assert evidence.about["Packages"]["numpy"] == np.__version__
-    assert evidence.about["Machine"]["processor"] and "GiB" in evidence.about["Machine"]["memory"]
+    assert data.about["Bundle"]["manifest SHA-256"] == manifest
+    assert data.about["Packages"]["numpy"] == np.__version__
+    assert data.about["Machine"]["processor"] and "GiB" in data.about["Machine"]["memory"]
 
 
 # ---- what cannot be shown
@@ -259,18 +258,18 @@ def test_what_is_missing_is_said(tiny_bundle: Bundle, monkeypatch: pytest.Monkey
         tiny_bundle.spec,
     )
     images = {f"{index}.png": np.full((32, 32, 3), 10 * index, np.uint8) for index in range(PHOTOS + 2)}
-    subject = Subject(bundle, images, "ort-cpu")
-    found = gather(subject, ParityReport(facts={"model": "tiny"}))
+    context = VerificationContext(bundle, images, "ort-cpu")
+    found = gather(context, ParityReport(facts={"model": "tiny"}))
     assert len(found.photos) == PHOTOS and found.missing["photos"] == f"the first {PHOTOS} of {PHOTOS + 2} images are shown"
     assert "no image is large enough" in found.missing["tiling"] and "--precision" in found.missing["codes"]
-    subject._pixels["0.png", "fp32"] = np.full((1, 3, 32, 32), np.nan, np.float32)
-    broken = gather(subject, ParityReport(facts={"model": "tiny"}))
-    subject._codes["0.png", "fp32", "ort-cpu"] = np.full((1, 4, 2, 2), 60, np.int32)
-    beyond = gather(subject, ParityReport(facts={"model": "tiny"}))
-    subject.close()
+    context._pixels["0.png", "fp32"] = np.full((1, 3, 32, 32), np.nan, np.float32)
+    broken = gather(context, ParityReport(facts={"model": "tiny"}))
+    context._codes["0.png", "fp32", "ort-cpu"] = np.full((1, 4, 2, 2), 60, np.int32)
+    beyond = gather(context, ParityReport(facts={"model": "tiny"}))
+    context.close()
     assert "codes out of range for 0.png: 60 to 60" in beyond.missing["photos"]
     assert not broken.photos and "NaN" in broken.missing["photos"] and broken.time
-    for suffix in output.FORMATS:
+    for suffix in FORMATS:
         text = render(broken, suffix)
         assert all(reason.replace("'", "&#39;")[:30] in text or reason[:30] in text for reason in broken.missing.values())
 
@@ -290,7 +289,7 @@ def test_the_command_writes_all_formats_also_when_a_check_fails(
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     image = tmp_path / "image.png"
     write_image(image, np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8))
-    paths = [tmp_path / f"report{suffix}" for suffix in output.FORMATS]
+    paths = [tmp_path / f"report{suffix}" for suffix in FORMATS]
     options = [text for path in paths for text in ("--report", str(path))]
     result = CliRunner().invoke(main, ["verify", str(bundle), str(image), "--only", "tiling", *options])
     assert result.exit_code == 1 and "tiling/fp32/latent" in result.stderr, result.output
@@ -314,7 +313,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(
     from mgvq_export.cli import main
 
     (tmp_path / "folder.html").mkdir()
-    monkeypatch.setattr("mgvq_export.parity.verify._subject", lambda *_: pytest.fail("the bundle was run"))
+    monkeypatch.setattr("mgvq_export.parity.verify._make_context", lambda *_: pytest.fail("the bundle was run"))
     result = CliRunner().invoke(main, ["verify", str(tiny_bundle.path), "--report", str(tmp_path / name)])
     assert result.exit_code == 2 and message in result.stderr and one_line(result.stderr), result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["folder.html"]
@@ -344,7 +343,7 @@ def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pass
     assert one_line(str(error.value)) and not list(tmp_path.iterdir())
     with open_reports([tmp_path / "a.md"]) as write:  # needs neither
-        write(Evidence(ParityReport(), "fp32", "now"))
+        write(ReportData(ParityReport(), "fp32", "now"))
     assert (tmp_path / "a.md").read_text().startswith("# Verification")
 
 

@@ -127,7 +127,7 @@ def test_windows_are_those_of_the_planner(bundle, fake, tiny_bundle, verb):
         plans = [getattr(each, f"{verb}_plan")(*LARGE) for each in (tokenizer, other)]
     for (part, found), (other_part, expected) in zip(plans[0].steps, plans[1].steps, strict=True):
         assert part is other_part and found.windows == expected.windows and len(found.windows) > 4
-    assert plans[0].tile_tax == plans[1].tile_tax
+    assert plans[0].tiling_overhead == plans[1].tiling_overhead
 
 
 def test_every_plan_gives_the_same(bundle, fake, images, wanted):

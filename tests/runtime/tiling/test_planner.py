@@ -28,7 +28,7 @@ def directions(one):
 @pytest.mark.parametrize("direction", [0, 1])
 def test_one_window_when_it_fits(direction):
     plan = directions(planner(16 * GIB))[direction](SIZE)
-    assert (plan.mode, plan.total, plan.tile_tax) == ("off", 1, 1.0)
+    assert (plan.mode, plan.total, plan.tiling_overhead) == ("off", 1, 1.0)
     assert str(plan) == "one window of 2560x1440"
 
 
@@ -41,7 +41,7 @@ def test_plans_stay_under_every_limit_and_cost_no_less_with_a_smaller_one(direct
         except InputError:
             continue
         assert plan.peak_bytes <= limit * GIB
-        taxes.append(plan.tile_tax)
+        taxes.append(plan.tiling_overhead)
     assert len(taxes) >= 4
     assert all(small >= large * 0.97 for small, large in itertools.pairwise(taxes))
 
@@ -72,11 +72,11 @@ def test_a_second_cut_is_chosen_when_it_saves_work():
         limit = int(share * GIB)
         with_cut = planner(limit).decode((2160, 3840))
         without = dataclasses.replace(planner(limit), reaches=one_cut).decode((2160, 3840))
-        assert with_cut.tile_tax <= without.tile_tax * 1.02  # copying the map between the halves is counted as well
+        assert with_cut.tiling_overhead <= without.tiling_overhead * 1.02  # copying the map between the halves is counted as well
         plans.append(with_cut)
     assert any(len(plan.steps) == 2 for plan in plans)
     text = next(str(plan) for plan in plans if len(plan.steps) == 2)
-    assert text.startswith("coarse: ") and "; fine: " in text and "tile tax over both" in text
+    assert text.startswith("coarse: ") and "; fine: " in text and "tiling overhead over both" in text
 
 
 def test_the_second_cut_is_left_when_copying_costs_more_than_it_saves(monkeypatch):
@@ -86,7 +86,7 @@ def test_the_second_cut_is_left_when_copying_costs_more_than_it_saves(monkeypatc
         monkeypatch.setitem(SPEEDS, ("ort-cpu", 4), speed)
         plans[name] = planner(limit).decode((2160, 3840))
     assert len(plans["fast"].steps) == 2 and len(plans["slow"].steps) == 1
-    assert plans["slow"].tile_tax > plans["fast"].tile_tax
+    assert plans["slow"].tiling_overhead > plans["fast"].tiling_overhead
 
 
 def test_costly_runs_make_fewer_and_larger_windows(monkeypatch):
@@ -96,7 +96,7 @@ def test_costly_runs_make_fewer_and_larger_windows(monkeypatch):
 
     cheap, costly = plan_with(0), plan_with(1e4)
     assert cheap.total > costly.total > 1
-    assert cheap.tile_tax <= costly.tile_tax
+    assert cheap.tiling_overhead <= costly.tiling_overhead
 
 
 def test_windows_run_together_on_a_gpu_only():
@@ -105,7 +105,7 @@ def test_windows_run_together_on_a_gpu_only():
     (on_cpu,), (on_gpu,) = ([step for _, step in plan[backend].steps] for backend in ("ort-cpu", "ort-cuda"))
     assert on_cpu.batch == 1 and on_cpu.window == on_gpu.window
     assert [len(batch) for batch in on_gpu.batches()] == [8, 8, 8, 8]
-    assert str(plan["ort-cuda"]) == "windows 32 of 512x512, batch 8, halo 88, tile tax 2.28"
+    assert str(plan["ort-cuda"]) == "windows 32 of 512x512, batch 8, halo 88, tiling overhead 2.28"
 
 
 def test_work_of_the_parts_adds_up_to_that_of_the_trunk():

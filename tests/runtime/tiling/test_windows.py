@@ -82,7 +82,7 @@ def test_balancing_needs_no_more_windows_and_no_more_work(drawn):
     plan, tile = drawn
     balanced = TilePlan.fit(plan.size, plan.reach, tile, balance=True)
     assert balanced.grid == plan.grid
-    assert balanced.tile_tax <= plan.tile_tax
+    assert balanced.tiling_overhead <= plan.tiling_overhead
     for axis in range(2):  # one cell less would not do
         smaller = balanced.window[axis] - plan.reach.stride_in
         if balanced.grid[axis] > 1 and smaller >= smallest_window(plan.reach):
@@ -93,19 +93,22 @@ def test_balancing_needs_no_more_windows_and_no_more_work(drawn):
 
 def test_released_encoder_plan():
     plan = TilePlan.fit((1440, 2560), ENCODER, (1024, 1024))
-    assert str(plan) == "windows 6 of 1024x1024, halo 88, tile tax 1.71"
+    assert str(plan) == "windows 6 of 1024x1024, halo 88, tiling overhead 1.71"
     assert plan.grid == (2, 3)
     assert plan.output_size == (180, 320)
     first, last = plan.windows[0], plan.windows[-1]
     assert first.source == (slice(0, 1024), slice(0, 1024))
     assert first.kept == first.crop == (slice(0, 117), slice(0, 117))
     assert last.source == (slice(416, 1440), slice(1536, 2560))
-    assert str(TilePlan.fit((1440, 2560), ENCODER, (1024, 1024), balance=True)) == "windows 6 of 976x808, halo 88, tile tax 1.28"
+    assert (
+        str(TilePlan.fit((1440, 2560), ENCODER, (1024, 1024), balance=True))
+        == "windows 6 of 976x808, halo 88, tiling overhead 1.28"
+    )
 
 
 def test_decoder_messages_speak_of_image_pixels():
     plan = TilePlan.fit((180, 320), DECODER, (128, 128), scale=8, batch=2)
-    assert str(plan) == "windows 6 of 1024x1024, batch 2, halo 120, tile tax 1.71"
+    assert str(plan) == "windows 6 of 1024x1024, batch 2, halo 120, tiling overhead 1.71"
     with pytest.raises(InputError, match="tile height is 240 px, but the halo takes 120 on either side; wanted at least 248"):
         TilePlan.fit((180, 320), DECODER, (30, 64), scale=8)
 

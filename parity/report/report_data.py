@@ -132,7 +132,7 @@ class MemoryRow:
 
 
 @dataclass
-class Evidence:
+class ReportData:
     """A verification and what a report shows of it.
 
     Attributes:

@@ -1,6 +1,6 @@
-"""The acceptance's section about TensorRT on a GPU that is none: comparisons at the large size, windows, goals, this machine's engines.
+"""The acceptance's section about TensorRT on a fake GPU: comparisons at the large size, windows, goals, this machine's engines.
 
-The section as a whole is run in ``tests/trt/test_embedding.py``.
+The section as a whole is run in ``tests/examples/test_embedding.py``.
 """
 
 import dataclasses
@@ -8,9 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mgvq_export.benchmarks.gpu import bundle as gpu_bundle
-from mgvq_export.benchmarks.gpu import engines as gpu_engines
-from mgvq_export.benchmarks.gpu import network as gpu_network
+from mgvq_export.benchmarks.gpu import bundle, engines, network
 from mgvq_export.benchmarks.gpu.report import CannotRun, GpuOptions, Row, goal
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.runtime.images import to_float
@@ -20,28 +18,30 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def built(fake, with_bundle) -> Bundle:
-    bundle = gpu_bundle.shared_bundle(with_bundle)
-    list(gpu_engines._build(bundle, with_bundle))
-    return Bundle.open(bundle.path)
+    shared = bundle.shared_bundle(with_bundle)
+    list(engines._build(shared, with_bundle))
+    return Bundle.open(shared.path)
 
 
 def compared(built, options) -> list[Row]:
-    return list(gpu_engines._large_against_single(built, gpu_bundle.waves(options.large), options))
+    return list(engines._large_against_single(built, bundle.waves(options.large), options))
 
 
 def test_large_images_are_compared_with_float32_untiled_and_tiled(built, with_bundle):
     rows = compared(built, with_bundle)
-    ways = ("untiled", "windows of 72x72, up to 4 at once")
+    tilings = ("untiled", "windows of 72x72, up to 4 at once")
     found = ("equal codes", "same codes decoded")
-    assert [row.check for row in rows] == [f"engines fp16 112x96, {way}, against fp32: {what}" for way in ways for what in found]
+    assert [row.check for row in rows] == [
+        f"engines fp16 112x96, {tiling}, against fp32: {what}" for tiling in tilings for what in found
+    ]
     assert [str(row) for row in rows if not row.ok] == []
     assert "windows 6 of 72x72" in rows[2].facts["plan"]
 
 
 def test_both_sizes_are_compared_in_the_section(fake, with_bundle, monkeypatch):
     for name in ("_times", "_example"):
-        monkeypatch.setattr(gpu_engines, name, lambda *_: iter(()))
-    rows = [row for row in gpu_engines.tensorrt_section(with_bundle) if row.ok is not None]
+        monkeypatch.setattr(engines, name, lambda *_: iter(()))
+    rows = [row for row in engines.tensorrt_section(with_bundle) if row.ok is not None]
     assert [str(row) for row in rows if not row.ok] == []
     compared = [row.check.split(":")[0] for row in rows if row.check.endswith("equal codes")]
     assert compared == [
@@ -53,13 +53,13 @@ def test_both_sizes_are_compared_in_the_section(fake, with_bundle, monkeypatch):
 
 
 def test_wrong_engines_are_noticed_on_large_images(built, with_bundle, monkeypatch):
-    right = gpu_engines.single_results
+    right = engines.single_results
 
     def other(*arguments):
         found = right(*arguments)
         return dataclasses.replace(found, codes=(found.codes + 1) % 60, pixels=-found.pixels)
 
-    monkeypatch.setattr(gpu_engines, "single_results", other)
+    monkeypatch.setattr(engines, "single_results", other)
     assert [row.ok for row in compared(built, with_bundle)] == [False] * 4
 
 
@@ -74,23 +74,23 @@ def test_no_reference_for_large_images_is_a_row(built, with_bundle, monkeypatch)
     def full(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore.")
 
-    monkeypatch.setattr(gpu_network, "_results", full)
+    monkeypatch.setattr(network, "_results", full)
     (row,) = compared(built, with_bundle)
     assert row.ok is None and row.facts["note"] == "PyTorch in float32: CUDA out of memory. Tried to allocate 9 GiB."
 
 
 def test_the_reference_is_the_network_of_the_bundle(with_bundle):
-    bundle = gpu_bundle.shared_bundle(with_bundle)
-    image = to_float(gpu_bundle.waves(with_bundle.large))
+    shared = bundle.shared_bundle(with_bundle)
+    image = to_float(bundle.waves(with_bundle.large))
     found, wanted = (
-        gpu_network.single_results(bundle, image, with_bundle),
-        gpu_bundle.run_graphs(bundle, "fp32", "ort-cpu", image),
+        network.single_results(shared, image, with_bundle),
+        bundle.run_graphs(shared, "fp32", "ort-cpu", image),
     )
     assert np.mean(found.codes == wanted.codes) > 0.99 and np.abs(found.latent - wanted.latent).max() < 1e-3
-    manifest = bundle.manifest["source"]
-    bundle.manifest["source"] = {**manifest, "name": "elsewhere.safetensors"}
+    manifest = shared.manifest["source"]
+    shared.manifest["source"] = {**manifest, "name": "elsewhere.safetensors"}
     with pytest.raises(CannotRun, match="elsewhere.safetensors"):
-        gpu_network.single_results(bundle, image, with_bundle)
+        network.single_results(shared, image, with_bundle)
 
 
 def test_tiled_engines_take_four_windows(built):
@@ -104,9 +104,9 @@ def test_tiled_engines_take_four_windows(built):
 
 
 def test_untiled_images_with_cuda_graphs_are_judged(built, with_bundle, monkeypatch):
-    monkeypatch.setattr(gpu_engines, "_goal", lambda verb, options, gpu: goal(1e9, gpu))
-    image = gpu_bundle.waves(with_bundle.large)
-    rows = list(gpu_engines._times(built, image, with_bundle, "NVIDIA H200"))
+    monkeypatch.setattr(engines, "_goal", lambda verb, options, gpu: goal(1e9, gpu))
+    image = bundle.waves(with_bundle.large)
+    rows = list(engines._times(built, image, with_bundle, "NVIDIA H200"))
     judged = [row.check for row in rows if row.ok]
     assert judged == [f"{verb} 112x96, untiled, CUDA graphs" for verb in ("encode", "decode")]
     assert [row.check for row in rows][4:6] == [
@@ -117,14 +117,14 @@ def test_untiled_images_with_cuda_graphs_are_judged(built, with_bundle, monkeypa
 
 
 def test_goals_are_those_of_one_network_and_size():
-    assert gpu_engines._goal("encode", GpuOptions(), "NVIDIA H200") == {"at_most": 50}
-    assert gpu_engines._goal("decode", GpuOptions(), "NVIDIA H200") == {"at_most": 65}
-    assert gpu_engines._goal("decode", GpuOptions(), "NVIDIA L4") == {"note": "wanted on an H200: at most 65 ms"}
-    assert gpu_engines._goal("encode", GpuOptions(large=(1024, 1024)), "NVIDIA H200") == {}
+    assert engines._goal("encode", GpuOptions(), "NVIDIA H200") == {"at_most": 50}
+    assert engines._goal("decode", GpuOptions(), "NVIDIA H200") == {"at_most": 65}
+    assert engines._goal("decode", GpuOptions(), "NVIDIA L4") == {"note": "wanted on an H200: at most 65 ms"}
+    assert engines._goal("encode", GpuOptions(large=(1024, 1024)), "NVIDIA H200") == {}
 
 
 def test_the_example_gets_the_engines_of_this_machine(built):
-    here = gpu_engines.engine_folder(built)
+    here = engines.engine_folder(built)
     kept = [{**record, "gpu": "NVIDIA L4", "file": f"engines/l4/fp16/{record['part']}.engine"} for record in built.engines]
     built.manifest["engines"] = [*built.engines, *kept]
-    assert gpu_engines.engine_folder(built) == here and "h200" in str(here)
+    assert engines.engine_folder(built) == here and "h200" in str(here)

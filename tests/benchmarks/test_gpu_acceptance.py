@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 
 import mgvq_export
-from mgvq_export.benchmarks.gpu import bundle as gpu_bundle
-from mgvq_export.benchmarks.gpu import engines as gpu_engines
-from mgvq_export.benchmarks.gpu import kernel as gpu_kernel
-from mgvq_export.benchmarks.gpu import network as gpu_network
+from mgvq_export.benchmarks.gpu import bundle, engines, kernel, network
 from mgvq_export.benchmarks.gpu.report import CannotRun, GpuOptions, Row
 from mgvq_export.core.errors import BackendError
 
@@ -33,11 +30,11 @@ def fake_section(monkeypatch, *sections):
     """Puts functions in the place of all sections; those not named give one row."""
     given = dict(sections)
     for name in ("kernel_section", "torch_section"):
-        monkeypatch.setattr(gpu_kernel, name, given.get(name, one_row))
+        monkeypatch.setattr(kernel, name, given.get(name, one_row))
     for name in ("network_section", "peers_section"):
-        monkeypatch.setattr(gpu_network, name, given.get(name, one_row))
-    monkeypatch.setattr(gpu_bundle, "onnxruntime_section", given.get("onnxruntime_section", one_row))
-    monkeypatch.setattr(gpu_engines, "tensorrt_section", given.get("tensorrt_section", one_row))
+        monkeypatch.setattr(network, name, given.get(name, one_row))
+    monkeypatch.setattr(bundle, "onnxruntime_section", given.get("onnxruntime_section", one_row))
+    monkeypatch.setattr(engines, "tensorrt_section", given.get("tensorrt_section", one_row))
 
 
 def one_row(options):
@@ -61,7 +58,7 @@ def backend_fails(options):
 
 def run_tool(tool, monkeypatch, tmp_path, *arguments):
     target = tmp_path / "rows.json"
-    monkeypatch.setattr(sys, "argv", ["gpu_acceptance.py", "--rehearse", "--json", str(target), *arguments])
+    monkeypatch.setattr(sys, "argv", ["gpu_acceptance.py", "--dry-run", "--json", str(target), *arguments])
     code = tool.main()
     return code, json.loads(target.read_text())
 
@@ -72,7 +69,7 @@ def test_a_section_that_breaks_off_fails_and_the_others_run(tool, monkeypatch, t
     assert code == 1
     assert [row["section"] for row in document["rows"]] == ["kernel", *tool.SECTIONS]
     assert document["rows"][1]["value"] == "ZeroDivisionError: oops"
-    assert set(document["run"]) >= {"date", "gpu", "driver_cuda", "versions"} and document["rehearsal"] is True
+    assert set(document["run"]) >= {"date", "gpu", "driver_cuda", "versions"} and document["dry_run"] is True
     assert "7 rows, 1 failed" in capsys.readouterr().out
 
 
@@ -112,8 +109,8 @@ def test_one_section_alone(tool, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_rehearsal(tmp_path):
-    command = [sys.executable, str(PATH), "--rehearse", "--json", str(tmp_path / "rows.json"), "--folder", "work"]
+def test_the_whole_dry_run(tmp_path):
+    command = [sys.executable, str(PATH), "--dry-run", "--json", str(tmp_path / "rows.json"), "--folder", "work"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MGVQ_REQUIRE_GPU": ""}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -129,10 +126,10 @@ def refuses(*_, **__):
 
 
 SECTIONS = {
-    "kernel": (gpu_kernel.kernel_section, gpu_kernel, "gpu_problem", lambda: "no NVIDIA GPU"),
-    "kernel, no compiler": (gpu_kernel.kernel_section, gpu_kernel, "nvrtc_version", refuses),
-    "onnxruntime": (gpu_bundle.onnxruntime_section, gpu_bundle, "OrtSession", refuses),
-    "tensorrt": (gpu_engines.tensorrt_section, gpu_engines, "find_machine", refuses),
+    "kernel": (kernel.kernel_section, kernel, "gpu_problem", lambda: "no NVIDIA GPU"),
+    "kernel, no compiler": (kernel.kernel_section, kernel, "nvrtc_version", refuses),
+    "onnxruntime": (bundle.onnxruntime_section, bundle, "OrtSession", refuses),
+    "tensorrt": (engines.tensorrt_section, engines, "find_machine", refuses),
 }
 
 
@@ -140,14 +137,14 @@ SECTIONS = {
 def test_what_a_section_lacks_is_found_before_it_begins(name, monkeypatch, tmp_path):
     section, module, part, replacement = SECTIONS[name]
     if name != "kernel":
-        monkeypatch.setattr(gpu_kernel, "gpu_problem", lambda: None)
+        monkeypatch.setattr(kernel, "gpu_problem", lambda: None)
     monkeypatch.setattr(module, part, replacement)
     with pytest.raises(CannotRun, match="no NVIDIA GPU|not here"):
         list(section(GpuOptions(folder=tmp_path / "work")))
     assert not (tmp_path / "work").exists()  # no bundle was exported for nothing
 
 
-@pytest.mark.parametrize("section", [gpu_kernel.torch_section, gpu_network.network_section, gpu_network.peers_section])
+@pytest.mark.parametrize("section", [kernel.torch_section, network.network_section, network.peers_section])
 @pytest.mark.parametrize("available", [False, True])
 def test_torch_decides_about_its_own_sections(section, available, monkeypatch):
     """They need no cuda-bindings, and PyTorch's word counts and not that of another library."""
@@ -156,7 +153,7 @@ def test_torch_decides_about_its_own_sections(section, available, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     if available:
-        assert gpu_network.import_torch(GpuOptions()) is torch
+        assert network.import_torch(GpuOptions()) is torch
     else:
         with pytest.raises(CannotRun, match="finds no GPU"):
             list(section(GpuOptions()))

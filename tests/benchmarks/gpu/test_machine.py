@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mgvq_export.benchmarks.gpu import machine as gpu_machine
+from mgvq_export.benchmarks.gpu import machine
 
 
 @pytest.fixture
@@ -28,20 +28,20 @@ def nvidia_smi(tmp_path, monkeypatch):
 def test_the_gpu_described_is_the_one_that_is_used(nvidia_smi, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)  # the tests of the launch ask CUDA's driver
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
-    assert gpu_machine.describe_run()["gpu"]["name"] == "NVIDIA H200"
+    assert machine.describe_run()["gpu"]["name"] == "NVIDIA H200"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert gpu_machine.describe_run()["gpu"] is None
+    assert machine.describe_run()["gpu"] is None
 
 
 def test_every_package_of_tensorrt_is_listed(monkeypatch):
-    monkeypatch.setattr(gpu_machine, "package_version", lambda name: "11.4" if "tensorrt" in name else None)
+    monkeypatch.setattr(machine, "package_version", lambda name: "11.4" if "tensorrt" in name else None)
     names = {f"tensorrt{kind}{part}" for kind in ("-cu12", "-cu13") for part in ("", "-bindings", "-libs")}
-    assert set(gpu_machine.describe_run()["versions"]) == {"tensorrt", *names}
+    assert set(machine.describe_run()["versions"]) == {"tensorrt", *names}
 
 
 def test_missing_bindings_are_no_missing_gpu(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    problem = gpu_machine.gpu_problem()
+    problem = machine.gpu_problem()
     assert problem.startswith("launching the kernel needs cuda-bindings (")
     assert "pip install cuda-bindings nvidia-cuda-nvrtc" in problem and "mgvq-export[tensorrt]" in problem
 
@@ -49,11 +49,11 @@ def test_missing_bindings_are_no_missing_gpu(monkeypatch):
 def test_a_missing_gpu_says_what_to_do(monkeypatch):
     driver = pytest.importorskip("cuda.bindings.driver")
     monkeypatch.setattr(driver, "cuInit", lambda flags: (driver.CUresult.CUDA_ERROR_NO_DEVICE,))
-    problem = gpu_machine.gpu_problem()
+    problem = machine.gpu_problem()
     assert problem.startswith("no NVIDIA GPU (") and "check that nvidia-smi lists a GPU" in problem and "\n" not in problem
 
 
 def test_driver_calls_exist():
     driver = pytest.importorskip("cuda.bindings.driver")
-    names = set(re.findall(r"driver\.(cu\w+)", Path(gpu_machine.__file__).read_text()))
+    names = set(re.findall(r"driver\.(cu\w+)", Path(machine.__file__).read_text()))
     assert "cuDeviceGetPCIBusId" in names and [name for name in sorted(names) if not hasattr(driver, name)] == []

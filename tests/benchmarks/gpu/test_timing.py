@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mgvq_export.benchmarks.gpu import timing as gpu_timing
+from mgvq_export.benchmarks.gpu import timing
 from mgvq_export.benchmarks.gpu.report import GpuOptions
 
 
@@ -32,7 +32,7 @@ class Gpu:
 def on_clock(monkeypatch):
     def put(each: float) -> Gpu:
         gpu = Gpu(each)
-        monkeypatch.setattr(gpu_timing, "time", SimpleNamespace(perf_counter=lambda: gpu.now))
+        monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: gpu.now))
         return gpu
 
     return put
@@ -41,7 +41,7 @@ def on_clock(monkeypatch):
 @pytest.mark.parametrize(("each", "launches"), [(0.022, 20), (2.5, 4), (60.0, 1)])
 def test_short_launches_are_timed_in_a_row(on_clock, each, launches):
     gpu = on_clock(each)
-    times = gpu_timing.burst_times(gpu.burst, 5)
+    times = timing.burst_times(gpu.burst, 5)
     assert gpu.bursts[-5:] == [launches] * 5
     assert times == pytest.approx([each] * 5, rel=0.03)  # one alone would be 50 % too long
     assert sum(gpu.bursts[:-5]) >= 3
@@ -49,15 +49,15 @@ def test_short_launches_are_timed_in_a_row(on_clock, each, launches):
 
 def test_a_slow_driver_does_not_warm_up_for_ever(on_clock):
     gpu = on_clock(900.0)
-    gpu_timing.burst_times(gpu.burst, 1)
+    timing.burst_times(gpu.burst, 1)
     assert gpu.bursts == [1, 1, 1, 1]
 
 
 def test_calls_are_timed_warm(on_clock):
     gpu = on_clock(1.0)
-    assert gpu_timing.wall_times(gpu.launch, 4) == pytest.approx([1.0] * 4)
+    assert timing.wall_times(gpu.launch, 4) == pytest.approx([1.0] * 4)
     gpu = on_clock(1.0)
-    gpu_timing.wall_times(gpu.launch, 4, rehearsal=True)
+    timing.wall_times(gpu.launch, 4, dry_run=True)
     assert gpu.now == pytest.approx(5 * 0.002)  # one call before the four
 
 
@@ -81,5 +81,5 @@ def test_what_torch_queues_is_timed_by_its_events(on_clock, monkeypatch):
             return (end.at - self.at) * 1e3
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    assert gpu_timing.device_times(gpu.launch, GpuOptions(repeats=3)) == pytest.approx([0.05] * 3, rel=0.01)
-    assert len(gpu_timing.device_times(gpu.launch, GpuOptions("cpu", repeats=3))) == 3
+    assert timing.device_times(gpu.launch, GpuOptions(repeats=3)) == pytest.approx([0.05] * 3, rel=0.01)
+    assert len(timing.device_times(gpu.launch, GpuOptions("cpu", repeats=3))) == 3

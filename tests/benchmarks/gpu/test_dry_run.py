@@ -1,21 +1,19 @@
-"""The GPU acceptance rehearsed on the CPU, tiny: the sections that can run there.
+"""A dry run of the GPU acceptance on the CPU with a tiny network: the sections that can run there.
 
-The kernel's section is tested in ``tests/ops/test_kernel_launch.py``, TensorRT's in ``test_acceptance_engines.py`` and
-``tests/trt/test_embedding.py``.
+The kernel's section is tested in ``tests/ops/test_kernel_launch.py``, TensorRT's in ``test_engines.py`` and
+``tests/examples/test_embedding.py``.
 """
 
 import numpy as np
 import pytest
 
-from mgvq_export.benchmarks.gpu import bundle as gpu_bundle
-from mgvq_export.benchmarks.gpu import kernel as gpu_kernel
-from mgvq_export.benchmarks.gpu import network as gpu_network
+from mgvq_export.benchmarks.gpu import bundle, kernel, network
 from mgvq_export.benchmarks.gpu.report import GpuOptions, Row, goal
 from mgvq_export.core.spec import VARIANTS, ModelSpec
 from mgvq_export.parity.tolerances import tolerance
 from mgvq_export.runtime.tokenizer import Tokenizer
 
-#: Float16 convolutions take PyTorch's slowest way on a CPU, so the network is as small as one can be.
+#: Float16 convolutions take PyTorch's slowest path on a CPU, so the network is as small as one can be.
 SMALLEST = ModelSpec("smallest", (8, 16, 32), (0, 1, 1), (0, 1, 1), ("res", "res", "evit"), 4, 4 * 60, 16)
 
 
@@ -35,15 +33,15 @@ def judged(rows: list[Row]) -> dict[str, Row]:
 
 
 def test_network_section(options):
-    rows = judged(list(gpu_network.network_section(options)))
+    rows = judged(list(network.network_section(options)))
     assert len(rows) == 2 + 3 * len(options.sizes)
     assert rows["fp16 48x32 against fp32: latent rel. L2"].value > 1e-5  # the half network really is one
     assert rows["fp32 16x16, cpu against CPU: latent rel. L2"].value == 0
 
 
 def test_network_section_notices_a_wrong_half(options, monkeypatch):
-    monkeypatch.setattr(gpu_network.copy, "deepcopy", lambda network: broken_copy(network))
-    rows = {row.check: row for row in gpu_network.network_section(options)}
+    monkeypatch.setattr(network.copy, "deepcopy", lambda network: broken_copy(network))
+    rows = {row.check: row for row in network.network_section(options)}
     assert rows["fp16 48x32 against fp32: latent rel. L2"].ok is False
     assert rows["fp16 48x32 against fp32: equal codes"].ok is False
 
@@ -57,10 +55,10 @@ def broken_copy(network):
 
 
 def test_peers_section(options):
-    rows = {row.check: row for row in gpu_network.peers_section(options)}
-    for way in gpu_network.WAYS:
+    rows = {row.check: row for row in network.peers_section(options)}
+    for baseline in network.BASELINES:
         for verb in ("encode", "decode"):
-            row = rows[f"{way.name}: {verb} 64x48"]
+            row = rows[f"{baseline.name}: {verb} 64x48"]
             assert row.value > 0 and row.facts["count"] == 2 and row.facts["share_of_ceiling"] > 0
     assert rows["encode 64x48: work"].value > 0
 
@@ -69,14 +67,14 @@ def test_peers_are_timed_as_engines_are(options, monkeypatch):
     """From numpy to numpy on the wall's clock; the device's own time stands beside it."""
     taken = []
 
-    def wall_times(action, repeats, *, rehearsal):
+    def wall_times(action, repeats, *, dry_run):
         taken.append(action())
         return [7.0] * repeats
 
-    monkeypatch.setattr(gpu_network, "wall_times", wall_times)
-    monkeypatch.setattr(gpu_network, "device_times", lambda action, options: [5.0, 5.0])
-    monkeypatch.setattr(gpu_network, "WAYS", gpu_network.WAYS[:1])
-    rows = {row.check: row for row in gpu_network.peers_section(options)}
+    monkeypatch.setattr(network, "wall_times", wall_times)
+    monkeypatch.setattr(network, "device_times", lambda action, options: [5.0, 5.0])
+    monkeypatch.setattr(network, "BASELINES", network.BASELINES[:1])
+    rows = {row.check: row for row in network.peers_section(options)}
     row = rows["torch eager fp32, TF32 off: encode 64x48"]
     assert row.value == 7.0 and row.facts["device_ms"] == 5.0 and "5 ms on the device" in str(row)
     codes, image = taken
@@ -89,10 +87,10 @@ def test_peers_encode_and_decode_as_the_tokenizer_does(with_bundle):
 
     from mgvq_export.model.synthetic import synthetic_network
 
-    image = gpu_bundle.waves(with_bundle.large)
+    image = bundle.waves(with_bundle.large)
     with torch.inference_mode():
-        network = synthetic_network(with_bundle.spec)
-        runner = gpu_network._Runner(network, gpu_network.WAYS[0], with_bundle)
+        synthetic = synthetic_network(with_bundle.spec)
+        runner = network._Runner(synthetic, network.BASELINES[0], with_bundle)
         codes = runner.encode(image)
         again = runner.decode(codes)
     with Tokenizer.open(with_bundle.folder / "tiny", backend="ort-cpu", precision="fp32") as tokenizer:
@@ -108,27 +106,27 @@ def test_an_image_too_large_for_the_gpu_is_a_row(options, monkeypatch):
     def full(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(gpu_network._Runner, "encode", full)
-    rows = list(gpu_network.peers_section(options))
-    assert [row.value for row in rows[-len(gpu_network.WAYS) :]] == ["out of memory"] * len(gpu_network.WAYS)
+    monkeypatch.setattr(network._Runner, "encode", full)
+    rows = list(network.peers_section(options))
+    assert [row.value for row in rows[-len(network.BASELINES) :]] == ["out of memory"] * len(network.BASELINES)
 
 
 def test_work_is_that_of_the_released_network():
-    work = gpu_network.count_work(VARIANTS["mgvq-f16c32-g8"], (256, 256))
+    work = network.count_work(VARIANTS["mgvq-f16c32-g8"], (256, 256))
     assert work == {"encode": pytest.approx(516e9, rel=0.01), "decode": pytest.approx(683e9, rel=0.01)}
 
 
 def test_argmin_section(options):
-    rows = list(gpu_kernel.torch_section(options))
-    assert [row.check for row in rows] == ["torch cdist/argmin rehearsal 2x64x4", "torch matmul/argmax rehearsal 2x64x4"]
+    rows = list(kernel.torch_section(options))
+    assert [row.check for row in rows] == ["torch cdist/argmin dry run 2x64x4", "torch matmul/argmax dry run 2x64x4"]
     assert all(row.value > 0 and row.facts["differing_codes"] == 0 for row in rows)
 
 
 def test_onnxruntime_section_makes_its_bundle(options):
-    rows = list(gpu_bundle.onnxruntime_section(options))
+    rows = list(bundle.onnxruntime_section(options))
     assert len(judged(rows)) == 6
     assert [row.unit for row in rows[-2:]] == ["ms p50"] * 2
-    assert gpu_bundle.shared_bundle(options).precisions == ("fp32", "fp16")  # found again
+    assert bundle.shared_bundle(options).precisions == ("fp32", "fp16")  # found again
 
 
 def test_rows_say_limit_and_percentiles():
