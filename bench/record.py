@@ -164,10 +164,10 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
     """What makes two bundles the same network: model and hashes of checkpoint and codebook; and the hashes of its graphs."""
     return {
         "model": bundle.spec.name,
-        "checkpoint_sha256": bundle.manifest.get("source", {}).get("sha256"),
+        "checkpoint_sha256": bundle.manifest.source.sha256,
         "codebook_sha256": bundle.codebook_sha256,
         "graphs": {
-            precision: {part: graph["sha256"] for part, graph in entry["graphs"].items()}
-            for precision, entry in bundle.manifest["precisions"].items()
+            precision: {str(part): graph.sha256 for part, graph in entry.graphs.items()}
+            for precision, entry in bundle.manifest.precisions.items()
         },
     }

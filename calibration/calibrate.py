@@ -134,7 +134,7 @@ def _checkpoint_sha256(bundle: Bundle, checkpoint: PathLike | None) -> str:
     """Of the checkpoint that was calibrated: the file given, or what the bundle was exported from."""
     if checkpoint is not None and Path(checkpoint).is_file():
         return sha256_file(checkpoint)
-    return bundle.manifest["source"]["sha256"]
+    return bundle.manifest.source.sha256
 
 
 def _measured(found: Calibration) -> dict[str, Any]:

@@ -234,6 +234,12 @@ class ModelSpec:
         """Bits of one latent cell, all groups together."""
         return self.groups * self.code_bits
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The graphs of the network: all, or all but the inner cut of the trunk."""
+        inner = {part for part, values in NETWORK_VALUES.items() if "inner_features" in values}
+        return tuple(part for part in Part if self.inner_stage is not None or part not in inner)
+
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON-ready values; :meth:`from_dict` reads it back."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
@@ -241,6 +247,15 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
         """The spec in ``values``. Raises :class:`SpecError` on unknown or missing keys and on contradictions."""
+        cls.check_keys(values)
+        for name in ("widths", "encoder_depths", "decoder_depths", "blocks"):
+            if not isinstance(values[name], (list, tuple)):
+                raise SpecError(f"model spec: {name} is {values[name]!r}; wanted a list with one entry per stage")
+        return cls(**values)
+
+    @classmethod
+    def check_keys(cls, values: object) -> None:
+        """Raise :class:`SpecError` when ``values`` is no object with the keys of a spec."""
         if not isinstance(values, Mapping):
             raise SpecError(f"model spec is a {type(values).__name__}; wanted an object with the keys of ModelSpec")
         fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -250,10 +265,6 @@ class ModelSpec:
             raise SpecError(
                 f"model spec has unknown keys {unknown} and lacks {missing}; wanted exactly {', '.join(fields)} (latent_channels optional)"
             )
-        for name in ("widths", "encoder_depths", "decoder_depths", "blocks"):
-            if not isinstance(values[name], (list, tuple)):
-                raise SpecError(f"model spec: {name} is {values[name]!r}; wanted a list with one entry per stage")
-        return cls(**values)
 
     @classmethod
     def from_file(cls, path: str | Path) -> ModelSpec:
@@ -277,6 +288,12 @@ class ModelSpec:
                 raise
             raise SpecError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
         return cls.from_dict(values)
+
+
+def stride(spec: ModelSpec, value: str) -> int:
+    """Image pixels per pixel of a value's map, along each axis."""
+    strides = {"image": 1, "inner_features": 2 ** (spec.inner_stage or 0), "features": spec.trunk_stride}
+    return strides.get(value, spec.downsample)
 
 
 def _released(downsample: int, groups: int, mix: bool = False) -> ModelSpec:

@@ -116,10 +116,10 @@ def load_meters(protocol: Protocol) -> tuple[dict[str, Callable], dict[str, str]
 def run_identity(tokenizer: Tokenizer, protocol: Protocol, meters: dict[str, Callable]) -> dict[str, Any]:
     """All that decides the figures of one image. Runs whose identities differ cannot share a journal."""
     bundle, tiling, precision = tokenizer.bundle, tokenizer.tiling, tokenizer.precision
-    entry = bundle.manifest["precisions"][precision]
-    files = [entry["weights"]["sha256"], *(graph["sha256"] for graph in entry["graphs"].values())]
+    entry = bundle.entry(precision)
+    files = [entry.weights.sha256, *(graph.sha256 for graph in entry.graphs.values())]
     if tokenizer.backend == "tensorrt":
-        files += sorted(engine["sha256"] for engine in bundle.engines if engine.get("precision") == precision)
+        files += sorted(engine.sha256 for engine in bundle.engines if engine.precision == precision)
     return {
         "protocol": VERSION,
         "model": tokenizer.spec.name,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mgvq_export.core.manifest import Manifest, SourceEntry
 from mgvq_export.core.spec import VARIANTS
 
 SOURCE = "arXiv 2507.07997"
@@ -49,30 +50,30 @@ class Comparison:
     reason: str = ""
 
 
-def compare(manifest: Mapping[str, Any], declared: str | None, run: Mapping[str, Any]) -> Comparison:
+def compare(manifest: Manifest, declared: str | None, run: Mapping[str, Any]) -> Comparison:
     """What the paper says of the same checkpoint under the same protocol.
 
     Args:
-        manifest: of the bundle: its spec and source.
+        manifest: of the bundle.
         declared: the benchmark that the user says the dataset is.
         run: ``size`` (width, height), ``groups`` used, ``tiling`` mode, ``evaluated`` images.
     """
     reason = _difference(manifest, declared, run)
     if reason or declared is None:
         return Comparison({}, reason)
-    return Comparison(BENCHMARKS[declared].figures[manifest["spec"]["name"]])
+    return Comparison(BENCHMARKS[declared].figures[manifest.spec.name])
 
 
-def _difference(manifest: Mapping[str, Any], declared: str | None, run: Mapping[str, Any]) -> str:
-    model = manifest["spec"]["name"]
+def _difference(manifest: Manifest, declared: str | None, run: Mapping[str, Any]) -> str:
+    model = manifest.spec.name
     if declared is None:
         return f"the dataset is not declared to be one of the paper's ({', '.join(f'--dataset {name}' for name in BENCHMARKS)})"
     benchmark = BENCHMARKS[declared]
     if model not in benchmark.figures:
         return f"the paper has no figure of {model} on {declared}"
-    if manifest["spec"] != VARIANTS[model].to_dict():
+    if manifest.spec != VARIANTS[model]:
         return f"the network is called {model} but has other sizes"
-    if not _is_released(manifest.get("source", {}), model):
+    if not _is_released(manifest.source, model):
         return f"the bundle was not exported from the released checkpoint of {model} (mgvq-export export {model} downloads it)"
     if tuple(run["size"]) != benchmark.size:
         return f"the paper's crop is {benchmark.size[0]}x{benchmark.size[1]}"
@@ -85,9 +86,9 @@ def _difference(manifest: Mapping[str, Any], declared: str | None, run: Mapping[
     return ""
 
 
-def _is_released(source: Mapping[str, Any], model: str) -> bool:
+def _is_released(source: SourceEntry, model: str) -> bool:
     """Whether the checkpoint was downloaded from the authors' repository: a local file may be anything."""
-    if not source.get("revision"):
+    if not source.revision:
         return False
     file = f"{model.replace('-', '_')}.pt"
-    return bool(re.fullmatch(rf"{model}|hf://{HUB_REPOSITORY}/{re.escape(file)}(@.+)?", str(source.get("name"))))
+    return bool(re.fullmatch(rf"{model}|hf://{HUB_REPOSITORY}/{re.escape(file)}(@.+)?", source.name))

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
 import mgvq_export
-from mgvq_export.core.bundle import (
-    FORMAT,
-    MANIFEST,
-    VERSION,
-    Bundle,
-    file_entry,
-    graph_name,
-    manifest_bytes,
-    package_version,
-    plan_name,
-    weights_name,
-)
-from mgvq_export.core.errors import InputError
+from mgvq_export.core.bundle import MANIFEST, Bundle, file_entry, package_version
+from mgvq_export.core.errors import InputError, one_line
 from mgvq_export.core.files import PathLike, atomic_folder
+from mgvq_export.core.manifest import GraphEntry, Manifest, PrecisionEntry, SourceEntry, graph_name, plan_name, weights_name
 from mgvq_export.core.precision_plan import FLOATS, LARGEST, PrecisionPlan
 from mgvq_export.core.spec import TRUNKS, Part
 from mgvq_export.export.graphs.builder import OPSET, WeightStore, value_entry
-from mgvq_export.export.graphs.parts import build_graph, parts
+from mgvq_export.export.graphs.parts import build_graph
 from mgvq_export.export.graphs.plans import check_plan
 from mgvq_export.export.graphs.receptive_field import receptive_field
 from mgvq_export.model.checkpoint import Checkpoint
@@ -121,23 +109,20 @@ def write_bundle(checkpoint: Checkpoint, target: Target, *, progress: Progress =
             plan.check_made_for(checkpoint_sha256=checkpoint.sha256, codebook_sha256=codebook)
             check_plan(plan, network)
     with atomic_folder(target.path, replace=target.replace) as folder:
-        entries: dict[str, Any] = {}
+        entries: dict[str, PrecisionEntry] = {}
         for name, precision in target.precisions.items():
             entries[name], models = _write_precision(network, name, precision, folder, progress)
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "spec": checkpoint.spec.to_dict(),
-            "source": {"name": checkpoint.source, "sha256": checkpoint.sha256, "revision": checkpoint.revision},
-            "codebook_sha256": codebook,
+        manifest = Manifest(
+            spec=checkpoint.spec,
+            # A path may hold what is no valid text; the name is for people, and to find the file again where it is valid.
+            source=SourceEntry(one_line(checkpoint.source), checkpoint.sha256, checkpoint.revision),
+            codebook_sha256=codebook,
             # The same in every precision: quantizing a value moves nothing.
-            "reach": {str(part): dataclasses.asdict(receptive_field(models[part])) for part in TRUNKS if part in models},
-            "precisions": entries,
-            "engines": [],
-            "tools": {"mgvq-export": mgvq_export.__version__}
-            | {name: package_version(name) for name in ("torch", "onnx", "numpy")},
-        }
-        (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
+            reach={part: receptive_field(models[part]) for part in TRUNKS if part in models},
+            precisions=entries,
+            tools={"mgvq-export": mgvq_export.__version__} | {name: package_version(name) for name in ("torch", "onnx", "numpy")},
+        )
+        (folder / MANIFEST).write_bytes(manifest.to_bytes())
     return Bundle.open(target.path)
 
 
@@ -152,12 +137,12 @@ def codebook_sha256(network: MGVQ) -> str:
 
 def _write_precision(
     network: MGVQ, name: str, precision: str | PrecisionPlan, folder: Path, progress: Progress
-) -> tuple[dict[str, Any], dict[Part, onnx.ModelProto]]:
+) -> tuple[PrecisionEntry, dict[Part, onnx.ModelProto]]:
     """Write the graphs of one precision. Returns its entry in the manifest, and the graphs."""
     (folder / name).mkdir()
     weights = WeightStore()
     models = {}
-    for part in parts(network.spec):
+    for part in network.spec.parts:
         progress(f"{name}/{part}")
         models[part] = build_graph(network, part, precision, weights)
     weights.write(folder / weights_name(name))
@@ -167,14 +152,12 @@ def _write_precision(
         (folder / file).write_bytes(model.SerializeToString(deterministic=True))
         # With the path, the checker also looks for the external weights; full_check runs strict shape inference.
         onnx.checker.check_model(str(folder / file), full_check=True)
-        graphs[str(part)] = {
-            **file_entry(folder, file),
-            "inputs": [value_entry(value) for value in model.graph.input],
-            "outputs": [value_entry(value) for value in model.graph.output],
-        }
-    entry: dict[str, Any] = {"opset": OPSET, "weights": file_entry(folder, weights_name(name)), "graphs": graphs}
+        stored = file_entry(folder, file)
+        inputs, outputs = (tuple(map(value_entry, values)) for values in (model.graph.input, model.graph.output))
+        graphs[part] = GraphEntry(stored.file, stored.bytes, stored.sha256, inputs, outputs)
+    plan = calibration = None
     if isinstance(precision, PrecisionPlan):
         (folder / plan_name(name)).write_bytes(precision.to_bytes())
-        entry["plan"] = file_entry(folder, plan_name(name))
-        entry["calibration"] = dict(precision.calibration)
+        plan, calibration = file_entry(folder, plan_name(name)), precision.calibration
+    entry = PrecisionEntry(OPSET, file_entry(folder, weights_name(name)), graphs, plan, calibration)
     return entry, models

@@ -10,6 +10,8 @@ from typing import Any
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import InputError
+from mgvq_export.core.json_files import to_json
+from mgvq_export.core.manifest import KernelRecord, TensorEntry
 from mgvq_export.core.precision_plan import PrecisionPlan
 from mgvq_export.core.spec import VARIANTS, ModelSpec
 from mgvq_export.core.tokens import Tokens
@@ -145,24 +147,24 @@ def _bundle(path: Path) -> Facts:
         **_model(bundle.spec),
         "precisions": ", ".join(bundle.precisions),
         "halo": halos,
-        "source": manifest["source"]["name"],
-        "source sha256": manifest["source"]["sha256"],
-        "source revision": manifest["source"]["revision"] or "-",
+        "source": manifest.source.name,
+        "source sha256": manifest.source.sha256,
+        "source revision": manifest.source.revision or "-",
         "codebook sha256": bundle.codebook_sha256,
         "files": "all match their hashes",
-        "manifest": manifest,
+        "manifest": manifest.to_json(),
     }
     rows = []
     plans = {name: plan for name in bundle.precisions if (plan := bundle.plan(name))}
-    for name, entry in manifest["precisions"].items():
-        if name in plans:
-            rows.append([entry["plan"]["file"], f"{entry['plan']['bytes'] / 1e3:.1f} kB", "", ""])
-        rows.append([entry["weights"]["file"], f"{entry['weights']['bytes'] / 1e6:.1f} MB", "", ""])
-        for graph in entry["graphs"].values():
-            ends = [", ".join(_value(value) for value in graph[end]) for end in ("inputs", "outputs")]
-            rows.append([graph["file"], f"{graph['bytes'] / 1e3:.1f} kB", *ends])
+    for entry in manifest.precisions.values():
+        if entry.plan:
+            rows.append([entry.plan.file, f"{entry.plan.bytes / 1e3:.1f} kB", "", ""])
+        rows.append([entry.weights.file, f"{entry.weights.bytes / 1e6:.1f} MB", "", ""])
+        for graph in entry.graphs.values():
+            ends = [", ".join(_value(value) for value in values) for values in (graph.inputs, graph.outputs)]
+            rows.append([graph.file, f"{graph.bytes / 1e3:.1f} kB", *ends])
     for engine in bundle.engines:
-        rows.append([engine["file"], f"{engine['bytes'] / 1e6:.1f} MB", "", ""])
+        rows.append([engine.file, f"{engine.bytes / 1e6:.1f} MB", "", ""])
     tables: list[Table] = [("Files", ("file", "size", "inputs", "outputs"), rows)]
     if plans:
         described = {name: _plan(plan) for name, plan in plans.items()}
@@ -171,35 +173,37 @@ def _bundle(path: Path) -> Facts:
     return Facts(values, tables)
 
 
-def _value(value: dict[str, Any]) -> str:
+def _value(value: TensorEntry) -> str:
     """``image float32 [batch, 3, height, width]``"""
-    return f"{value['name']} {value['dtype']} [{', '.join(map(str, value['shape']))}]"
+    return f"{value.name} {value.dtype} [{', '.join(map(str, value.shape))}]"
 
 
 def _engine(path: Path, trust: bool, allow_host_code: bool) -> Facts:
     from mgvq_export.runtime.tensorrt.describe import describe_engine
 
     found = describe_engine(path, trust=trust, allow_host_code=allow_host_code)
-    record, contents = found.record or {}, found.contents
-    kernel, options = record.get("kernel"), record.get("options", {})
+    record, contents = found.record, found.contents
     values: dict[str, Any] = {"kind": "engine", "bytes": path.stat().st_size}
     if record:
         values |= {
-            "part": record["part"],
-            "precision": record["precision"],
+            "part": record.part,
+            "precision": record.precision,
             "file": "as it was built (hash in the bundle's manifest)",
-            "TensorRT": record["tensorrt"],
-            "GPU": f"{record['gpu']} ({record['compute_capability']})",
+            "TensorRT": record.tensorrt,
+            "GPU": f"{record.gpu} ({record.compute_capability})",
             "options": ", ".join(
-                f"{name.replace('_', ' ')} {value}" for name, value in options.items() if value not in (None, False)
+                f"{name.replace('_', ' ')} {value}"
+                for name, value in to_json(record.options).items()
+                if value not in (None, False)
             ),
-            "embedded kernel": f"GroupedArgmin, from compute capability {kernel['architecture'] / 10} on" if kernel else "none",
-            "build": f"{record['build_seconds']} s",
+            "embedded kernel": _kernel(record.kernel),
+            "build": f"{record.build_seconds} s",
         }
     else:
         values["file"] = "of no bundle: nothing vouches for it"
     values["runs here"] = found.runs_here
-    known = contents or record
+    stored = to_json(record)
+    known = contents or stored
     sides = {"input": known["inputs"], "output": known["outputs"]}
     rows = [[end, v["name"], v["dtype"], str(v["shape"])] for end, side in sides.items() for v in side]
     tables: list[Table] = [("Inputs and outputs", ("", "name", "dtype", "shape"), rows)]
@@ -219,8 +223,14 @@ def _engine(path: Path, trust: bool, allow_host_code: bool) -> Facts:
         tables.append(("Layers", ("", "name", "type"), layers))
     else:
         values["layers"] = f"not listed: {found.not_loaded}"
-    nested = {"record": record, "contents": contents}
+    nested = {"record": stored, "contents": contents}
     return Facts(values | {name: facts for name, facts in nested.items() if facts}, tables)
+
+
+def _kernel(kernel: KernelRecord | None) -> str:
+    if kernel is None or kernel.architecture is None:
+        return "none" if kernel is None else "GroupedArgmin"
+    return f"GroupedArgmin, from compute capability {kernel.architecture / 10} on"
 
 
 def _tokens(path: Path) -> Facts:
@@ -267,10 +277,10 @@ def _graph(path: Path) -> Facts:
         "nodes": len(graph.node),
         "functions": ", ".join(f"{function.domain}::{function.name}" for function in model.functions) or "-",
         "operators": dict(operators.most_common()),
-        "inputs": sides["input"],
-        "outputs": sides["output"],
+        "inputs": to_json(sides["input"]),
+        "outputs": to_json(sides["output"]),
     }
-    rows = [[end, v["name"], v["dtype"], str(v["shape"])] for end, graph_ends in sides.items() for v in graph_ends]
+    rows = [[end, v.name, v.dtype, str(list(v.shape))] for end, graph_ends in sides.items() for v in graph_ends]
     counts = [[name, str(count)] for name, count in operators.most_common()]
     return Facts(
         values, [("Inputs and outputs", ("", "name", "dtype", "shape"), rows), ("Operators", ("operator", "nodes"), counts)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def find_network(bundle: Bundle, checkpoint: str | Path | None = None) -> tuple[
         from mgvq_export.model.checkpoint import load_checkpoint
     except ImportError as error:
         return None, f"{error.name} is not installed: pip install 'mgvq-export[export]'"
-    source: dict[str, Any] = bundle.manifest.get("source", {})
+    source = bundle.manifest.source
     if checkpoint is not None:
         network = load_checkpoint(checkpoint, bundle.spec).network()
         if codebook_sha256(network) != bundle.codebook_sha256:
@@ -37,14 +37,14 @@ def find_network(bundle: Bundle, checkpoint: str | Path | None = None) -> tuple[
                 f"{checkpoint} has another codebook than {bundle.path}; give the checkpoint the bundle was exported from"
             )
         return network, ""
-    name = str(source.get("name", ""))
+    name = source.name
     if name != "demo" and not Path(name).is_file():
         return None, f"the checkpoint {name!r} is not here; give it with --checkpoint"
     try:
         loaded = load_checkpoint(name, bundle.spec)
     except MgvqError as error:
         return None, f"the checkpoint cannot be used: {error}"
-    if loaded.sha256 != source.get("sha256"):
+    if loaded.sha256 != source.sha256:
         return None, f"the checkpoint {name} has changed since the export; give the right one with --checkpoint"
     return loaded.network(), ""
 

@@ -219,7 +219,7 @@ def _engines_here(bundle: Bundle, precision: str | None, backend: str, allow_hos
         return None
     names = _engine_precisions(bundle, precision)
     usable = {name: usable_engines(bundle, name, machine, allow_host_code=allow_host_code) for name in names}
-    built = {(record.get("precision"), record.get("part")) for record in bundle.engines}
+    built = {(record.precision, record.part) for record in bundle.engines}
     ends = (Part.QUANTIZER, Part.DEQUANTIZER)
     whole = [name for name in names if usable[name] and all(part in usable[name] or (name, part) not in built for part in ends)]
     if whole or not named:
@@ -237,7 +237,7 @@ def _engine_precisions(bundle: Bundle, precision: str | None) -> list[str]:
     """Precisions to look for engines of: the one asked for; else those with engines first, and of these fp16, then fp32."""
     if precision is not None:
         return [precision]
-    built = {record.get("precision") for record in bundle.engines}
+    built = {record.precision for record in bundle.engines}
     return sorted(bundle.precisions, key=lambda name: (name not in built, name != "fp16", name != "fp32"))
 
 

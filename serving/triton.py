@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mgvq_export.core.bundle import WEIGHTS, Bundle
+from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BundleError, InputError
 from mgvq_export.core.files import PathLike, atomic_folder
+from mgvq_export.core.manifest import WEIGHTS, TensorEntry
+from mgvq_export.core.remedies import build_pattern
 from mgvq_export.core.spec import Part
 
 PARTS = (Part.ENCODER, Part.QUANTIZER, Part.DEQUANTIZER, Part.DECODER)
 BACKENDS = ("tensorrt", "onnxruntime")
 _TYPES = {"uint8": "UINT8", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32"}
-
-Value = Mapping[str, Any]  # name, dtype, shape, as in the manifest
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class Model:
     """
 
     name: str
-    inputs: Sequence[Value]
-    outputs: Sequence[Value]
+    inputs: Sequence[TensorEntry]
+    outputs: Sequence[TensorEntry]
     file: Path | None = None
     profiles: int = 0
     steps: tuple[Model, ...] = ()
@@ -106,36 +105,34 @@ def _model(bundle: Bundle, precision: str, part: Part, backend: str) -> Model:
     name = f"mgvq_{part}"
     if backend == "onnxruntime" or part is Part.DEQUANTIZER:
         entry = bundle.graph(precision, part)
-        return Model(name, entry["inputs"], entry["outputs"], bundle.graph_path(precision, part))
-    found = [e for e in bundle.engines if (e.get("part"), e.get("precision")) == (str(part), precision)]
+        return Model(name, entry.inputs, entry.outputs, bundle.graph_path(precision, part))
+    found = [e for e in bundle.engines if (e.part, e.precision) == (str(part), precision)]
     if not found:
-        raise BundleError(
-            f"{bundle.path} has no {precision} engine of {part}; build it: mgvq-export build {bundle.path} --precision {precision} --size WxH"
-        )
+        raise BundleError(f"{bundle.path} has no {precision} engine of {part}; build it: {build_pattern(bundle.path, precision)}")
     record = found[-1]  # the one built last
-    return Model(name, record["inputs"], record["outputs"], bundle.check_file(record), max(1, len(record["profiles"])))
+    return Model(name, record.inputs, record.outputs, bundle.check_file(record), max(1, len(record.profiles)))
 
 
 def _ensemble(name: str, first: Model, second: Model) -> Model:
     """``first``, then ``second`` on what it gives. All outputs but what goes from one to the other come out."""
-    between = {value["name"] for value in first.outputs} & {value["name"] for value in second.inputs}
-    outputs = {value["name"]: value for model in (first, second) for value in model.outputs if value["name"] not in between}
-    inputs = [value for model in (first, second) for value in model.inputs if value["name"] not in between]
+    between = {value.name for value in first.outputs} & {value.name for value in second.inputs}
+    outputs = {value.name: value for model in (first, second) for value in model.outputs if value.name not in between}
+    inputs = [value for model in (first, second) for value in model.inputs if value.name not in between]
     return Model(name, inputs, list(outputs.values()), steps=(first, second))
 
 
 def _step(model: Model, ensemble: Model) -> str:
     """A member: its tensors under the names they have in the ensemble, which are the same."""
-    known = {value["name"] for value in (*ensemble.inputs, *ensemble.outputs)}
-    known |= {value["name"] for step in ensemble.steps for value in step.inputs}
-    maps = [f'input_map {{ key: "{v["name"]}" value: "{v["name"]}" }}' for v in model.inputs]
-    maps += [f'output_map {{ key: "{v["name"]}" value: "{v["name"]}" }}' for v in model.outputs if v["name"] in known]
+    known = {value.name for value in (*ensemble.inputs, *ensemble.outputs)}
+    known |= {value.name for step in ensemble.steps for value in step.inputs}
+    maps = [f'input_map {{ key: "{v.name}" value: "{v.name}" }}' for v in model.inputs]
+    maps += [f'output_map {{ key: "{v.name}" value: "{v.name}" }}' for v in model.outputs if v.name in known]
     return f'{{ model_name: "{model.name}" model_version: -1 {" ".join(maps)} }}'
 
 
-def _tensor(value: Value) -> str:
-    dims = ", ".join(str(dim if isinstance(dim, int) else -1) for dim in value["shape"]) or "1"  # Triton knows no rank 0
-    return f'{{ name: "{value["name"]}" data_type: TYPE_{_TYPES[value["dtype"]]} dims: [ {dims} ] }}'
+def _tensor(value: TensorEntry) -> str:
+    dims = ", ".join(str(dim if isinstance(dim, int) else -1) for dim in value.shape) or "1"  # Triton knows no rank 0
+    return f'{{ name: "{value.name}" data_type: TYPE_{_TYPES[value.dtype]} dims: [ {dims} ] }}'
 
 
 def _place(source: Path, target: Path) -> None:

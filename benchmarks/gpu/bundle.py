@@ -121,4 +121,4 @@ def _codebook(bundle: Bundle) -> np.ndarray:
     from mgvq_export.model.checkpoint import load_checkpoint
     from mgvq_export.parity.network import network_codebook
 
-    return network_codebook(load_checkpoint(bundle.manifest["source"]["name"]).network())
+    return network_codebook(load_checkpoint(bundle.manifest.source.name).network())

@@ -71,7 +71,7 @@ def _build(bundle: Bundle, options: GpuOptions) -> Iterator[Row]:
         batch = 1 if tile is None else WINDOWS
         wanted = BuildOptions(precision=PRECISION, shapes=options.sizes, tile=tile, batch=batch)
         for engine in build_engines(bundle, wanted):
-            size = engine.record["bytes"] / 1e6
+            size = engine.record.bytes / 1e6
             note = {"note": f"{size:.0f} MB, {'kept' if engine.reused else 'built'}"}
             yield Row(f"engine {engine.part}", engine.seconds, "s", facts=note)
         again = all(engine.reused for engine in build_engines(bundle, wanted))
@@ -166,4 +166,4 @@ def _example(bundle: Bundle, image: np.ndarray, options: GpuOptions) -> Iterator
 
 def engine_folder(bundle: Bundle) -> Path:
     """The folder of the engines that run on this machine."""
-    return (bundle.path / usable_engines(bundle, PRECISION, find_machine())[Part.ENCODER]["file"]).parent
+    return (bundle.path / usable_engines(bundle, PRECISION, find_machine())[Part.ENCODER].file).parent

@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import lock_descriptor
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.core.files import atomic_path, sha256_file
+from mgvq_export.core.manifest import EngineRecord, KernelRecord
 from mgvq_export.core.spec import Part
 from mgvq_export.export.engines.builder import EngineJob, build_plan
-from mgvq_export.export.engines.cache import BuildCache, Record, engine_name, find_engine, profile_record
+from mgvq_export.export.engines.cache import BuildCache, engine_name, find_engine
 from mgvq_export.export.engines.options import BuildOptions, profiles
 from mgvq_export.ops.cuda_kernel import kernel_architecture, kernel_source_sha256, nvrtc_version
 from mgvq_export.ops.trt_machine import Machine, find_machine
@@ -63,7 +63,7 @@ class Engine:
     Attributes:
         part: what it runs.
         path: its file.
-        record: its entry in the manifest's ``engines`` (see :mod:`mgvq_export.export.engines.cache`).
+        record: its entry in the manifest's ``engines``.
         reused: whether it was there already.
         reasons: why an earlier one was not used again; empty when there was none.
         seconds: how long it took, building or checking.
@@ -71,7 +71,7 @@ class Engine:
 
     part: Part
     path: Path
-    record: Record
+    record: EngineRecord
     reused: bool
     reasons: tuple[str, ...]
     seconds: float
@@ -80,7 +80,7 @@ class Engine:
 @dataclass(frozen=True)
 class _Task:
     job: EngineJob
-    wanted: Record
+    wanted: EngineRecord
 
 
 def build_engines(
@@ -125,7 +125,7 @@ def build_engines(
         # Reuse
         record, reasons = find_engine(bundle, task.wanted)
         if record is not None:
-            path = bundle.path / record["file"]
+            path = bundle.path / record.file
             add(Engine(part, path, record, True, (), time.perf_counter() - start))
             continue
         # Build
@@ -135,14 +135,14 @@ def build_engines(
             progress(BuildProgress(part, index, len(tasks), phase, share, time.perf_counter() - start, estimate))
 
         report("", 0.0)
-        path = bundle.path / task.wanted["file"]
+        path = bundle.path / task.wanted.file
         kernel = kernel_source_sha256()
         with _folders_removed_on_error(path.parent, bundle.path), atomic_path(path) as temporary:
             plan, timings = build_plan(replace(task.job, timings=cache.timings(machine, kernel)), report)
             temporary.write_bytes(plan)
             seconds = time.perf_counter() - start
-            record = task.wanted | {"bytes": temporary.stat().st_size, "sha256": sha256_file(temporary)}
-            record["build_seconds"] = round(seconds, 1)
+            size, digest = temporary.stat().st_size, sha256_file(temporary)
+            record = replace(task.wanted, bytes=size, sha256=digest, build_seconds=round(seconds, 1))
         # Record
         _add_record(bundle, record)
         cache.keep_timings(machine, kernel, timings)
@@ -164,28 +164,28 @@ def _task(bundle: Bundle, part: Part, options: BuildOptions, machine: Machine) -
         name=f"{options.precision}/{part}",
         model=graph.model,
         graph_path=path,
-        values={value["name"]: value["dtype"] for value in (*graph.inputs, *graph.outputs)},
+        values={value.name: value.dtype for value in (*graph.inputs, *graph.outputs)},
         plugins=graph.plugins,
         profiles=shapes,
         options=options,
         architecture=_architecture(machine),
     )
-    wanted = {
-        "part": str(part),
-        "precision": options.precision,
-        "file": engine_name(machine, options.precision, str(part)),
-        "graph_sha256": bundle.graph(options.precision, part)["sha256"],
-        "weights_sha256": bundle.manifest["precisions"][options.precision]["weights"]["sha256"],
-        "engine_graph_sha256": graph.sha256,
-        "tensorrt": machine.tensorrt,
-        "gpu": machine.gpu,
-        "compute_capability": machine.compute_capability,
-        "profiles": [profile_record(profile) for profile in shapes],
-        "options": options.builder,
-        "kernel": _kernel(machine) if graph.plugins else None,
-        "inputs": graph.inputs,
-        "outputs": graph.outputs,
-    }
+    wanted = EngineRecord(
+        part=str(part),
+        precision=options.precision,
+        file=engine_name(machine, options.precision, str(part)),
+        graph_sha256=bundle.graph(options.precision, part).sha256,
+        weights_sha256=bundle.entry(options.precision).weights.sha256,
+        engine_graph_sha256=graph.sha256,
+        tensorrt=machine.tensorrt,
+        gpu=machine.gpu,
+        compute_capability=machine.compute_capability,
+        profiles=tuple(shapes),
+        options=options.builder,
+        kernel=_kernel(machine) if graph.plugins else None,
+        inputs=tuple(graph.inputs),
+        outputs=tuple(graph.outputs),
+    )
     return _Task(job, wanted)
 
 
@@ -193,19 +193,15 @@ def _architecture(machine: Machine) -> int:
     return kernel_architecture(int(machine.compute_capability.replace(".", "")))
 
 
-def _kernel(machine: Machine) -> dict[str, Any]:
+def _kernel(machine: Machine) -> KernelRecord:
     version = ".".join(map(str, nvrtc_version()))
-    return {"source_sha256": kernel_source_sha256(), "nvrtc": version, "architecture": _architecture(machine)}
+    return KernelRecord(kernel_source_sha256(), version, _architecture(machine))
 
 
-def _add_record(bundle: Bundle, record: Record) -> None:
+def _add_record(bundle: Bundle, record: EngineRecord) -> None:
     """Put ``record`` in the manifest in place of the one of the same file."""
     with _locked(bundle.path):
-        # Read again: another build may have added engines to the same bundle meanwhile.
-        bundle.manifest = Bundle.open(bundle.path).manifest
-        others = [entry for entry in bundle.engines if entry.get("file") != record["file"]]
-        bundle.manifest["engines"] = [*others, record]
-        bundle.write_manifest()
+        bundle.add_engine(record)
 
 
 @contextlib.contextmanager

@@ -1,17 +1,7 @@
 """When an engine on disk may be used again, and what is remembered between builds.
 
-A record in the manifest's ``engines`` holds everything that decides what an engine computes and where it runs::
-
-    part, precision           which graph
-    graph_sha256              the exported graph, weights_sha256 its weights, engine_graph_sha256 what TensorRT was handed
-    tensorrt                  version, as in tensorrt.__version__
-    gpu, compute_capability   as the driver names it, and "9.0"
-    profiles                  [{input: {"min": [...], "opt": [...], "max": [...]}}], one per size
-    options                   builder_level, workspace_bytes, version_compatible, hardware_compatible, detailed
-    kernel                    source_sha256, nvrtc, architecture; null for an engine without the plugin
-    inputs, outputs           name, dtype, shape of the engine's own (uint8 [batch, height, width, 3] images)
-    file, bytes, sha256       relative to the bundle
-    build_seconds             how long it took
+A record in the manifest's ``engines`` (:class:`~mgvq_export.core.manifest.EngineRecord`) holds everything that decides what an
+engine computes and where it runs.
 
 Between builds, the user's cache folder keeps TensorRT's timing caches and how long each engine took on this machine.
 """
@@ -22,7 +12,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +21,9 @@ from platformdirs import user_cache_path
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.files import atomic_write_bytes, sha256_file
+from mgvq_export.core.json_files import to_json
+from mgvq_export.core.manifest import EngineRecord
 from mgvq_export.ops.trt_machine import Machine
-
-Record = dict[str, Any]
 
 _HASHES = {
     "graph_sha256": "the exported graph has changed",
@@ -63,12 +53,12 @@ def engine_name(machine: Machine, precision: str, part: str) -> str:
     return f"engines/{machine.folder}/{precision}/{part}.engine"
 
 
-def reuse_reason(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def reuse_reason(record: EngineRecord, wanted: EngineRecord) -> list[str]:
     """Why the engine of ``record`` is not the ``wanted`` one: a plain sentence per difference; empty when it may be used.
 
     Only what decides is compared: hashes, versions, machine, profiles, options; not the file, nor how long it took.
     """
-    old, new = _flat(record), _flat(wanted)
+    old, new = _flat(to_json(record)), _flat(to_json(wanted))
     reasons = [f"{text} since the engine was built" for key, text in _HASHES.items() if old.get(key) != new.get(key)]
     for key, text in _VALUES.items():
         if old.get(key) != new.get(key):
@@ -76,24 +66,26 @@ def reuse_reason(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[s
     return reasons
 
 
-def find_engine(bundle: Bundle, wanted: Mapping[str, Any]) -> tuple[Record | None, list[str]]:
+def find_engine(bundle: Bundle, wanted: EngineRecord) -> tuple[EngineRecord | None, list[str]]:
     """The record of a whole engine that is the ``wanted`` one, or None and why not (empty: none was built yet).
 
     The file's size and hash are compared too. Among engines of the part and precision, the one in the same place is looked at
     first: other machines' engines lie elsewhere.
     """
-    engines = [e for e in bundle.engines if (e.get("part"), e.get("precision")) == (wanted["part"], wanted["precision"])]
+    engines = [e for e in bundle.engines if (e.part, e.precision) == (wanted.part, wanted.precision)]
     if not engines:
         return None, []
-    record = next((e for e in engines if e.get("file") == wanted["file"]), engines[-1])
+    record = next((e for e in engines if e.file == wanted.file), engines[-1])
     reasons = reuse_reason(record, wanted) or _file_reasons(bundle, record)
     return (None, reasons) if reasons else (record, [])
 
 
-def _file_reasons(bundle: Bundle, record: Record) -> list[str]:
-    path = bundle.path / record["file"]
+def _file_reasons(bundle: Bundle, record: EngineRecord) -> list[str]:
+    path = bundle.path / record.file
+    if not path.is_file():
+        return ["the engine's file is missing"]
     try:
-        if path.stat().st_size == record["bytes"] and sha256_file(path) == record["sha256"]:
+        if path.stat().st_size == record.bytes and sha256_file(path) == record.sha256:
             return []
     except (OSError, InputError):
         return ["the engine's file is missing"]
@@ -114,7 +106,7 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _said(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "not set" if value is None else str(value)
+    return "not set" if value in (None, "") else str(value)
 
 
 # ---- what is remembered between builds
@@ -145,12 +137,12 @@ class BuildCache:
         """Replace the timing cache."""
         self._write(self._timing_path(machine, kernel_sha256), data)
 
-    def estimate(self, wanted: Mapping[str, Any]) -> float | None:
+    def estimate(self, wanted: EngineRecord) -> float | None:
         """Seconds that an engine like ``wanted`` (same graph, GPU, TensorRT, options, number of profiles) took last time here."""
         seconds = self._times().get(_similar(wanted))
         return float(seconds) if isinstance(seconds, (int, float)) else None
 
-    def keep_time(self, wanted: Mapping[str, Any], seconds: float) -> None:
+    def keep_time(self, wanted: EngineRecord, seconds: float) -> None:
         """Remember how long an engine took."""
         times = self._times() | {_similar(wanted): round(seconds, 1)}
         self._write(self.folder / "build-times.json", json.dumps(times, indent=1).encode())
@@ -168,13 +160,7 @@ class BuildCache:
             atomic_write_bytes(path, data)
 
 
-def _similar(wanted: Mapping[str, Any]) -> str:
+def _similar(wanted: EngineRecord) -> str:
     """The key under which build times are kept: everything but the weights and the exact sizes."""
-    keys = ("engine_graph_sha256", "gpu", "tensorrt", "options")
-    values = [wanted[key] for key in keys] + [len(wanted["profiles"])]
+    values = [wanted.engine_graph_sha256, wanted.gpu, wanted.tensorrt, to_json(wanted.options), len(wanted.profiles)]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def profile_record(profile: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
-    """A profile as the manifest keeps it."""
-    return {name: {key: list(shape) for key, shape in asdict(shapes).items()} for name, shapes in profile.items()}

@@ -23,6 +23,7 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from mgvq_export.core.errors import BundleError
+from mgvq_export.core.manifest import TensorEntry
 from mgvq_export.export.graphs.builder import value_entry
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
 from mgvq_export.ops.trt_plugin import NODE_ATTRIBUTES
@@ -46,8 +47,8 @@ class EngineGraph:
     """
 
     model: bytes
-    inputs: list[dict[str, Any]]
-    outputs: list[dict[str, Any]]
+    inputs: list[TensorEntry]
+    outputs: list[TensorEntry]
     plugins: int
 
     @property

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from mgvq_export.core.bundle import stride
 from mgvq_export.core.errors import InputError
-from mgvq_export.core.spec import TRUNKS, ModelSpec, Part
+from mgvq_export.core.manifest import EngineOptions, Profile, TensorEntry
+from mgvq_export.core.spec import TRUNKS, ModelSpec, Part, stride
 
 Size = tuple[int, int]
 
@@ -23,15 +22,6 @@ TILED_PARTS = (
     Part.DECODER_TRUNK,
 )
 BUILDER_LEVELS = range(6)  # tensorrt.IBuilderConfig.builder_optimization_level
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Shapes of one input that a profile holds: smallest, the one kernels are chosen for, largest."""
-
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -93,28 +83,28 @@ class BuildOptions:
         return self.parts or (TILED_PARTS if self.tile else UNTILED_PARTS)
 
     @property
-    def builder(self) -> dict[str, Any]:
-        """The options, by the names the manifest keeps, that change an engine without changing its graph or shapes."""
-        return {
-            "builder_level": self.builder_level,
-            "workspace_bytes": self.workspace,
-            "version_compatible": self.version_compatible,
-            "hardware_compatible": self.hardware_compatible,
-            "detailed": self.detailed,
-        }
+    def builder(self) -> EngineOptions:
+        """The options, as the manifest keeps them, that change an engine without changing its graph or shapes."""
+        return EngineOptions(
+            builder_level=self.builder_level,
+            workspace_bytes=self.workspace,
+            version_compatible=self.version_compatible,
+            hardware_compatible=self.hardware_compatible,
+            detailed=self.detailed,
+        )
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def profiles(spec: ModelSpec, part: Part, inputs: Sequence[Mapping[str, Any]], options: BuildOptions) -> list[dict[str, Profile]]:
+def profiles(spec: ModelSpec, part: Part, inputs: Sequence[TensorEntry], options: BuildOptions) -> list[dict[str, Profile]]:
     """One profile per size the engine of ``part`` shall run: input name -> :class:`Profile`.
 
     Height and width are fixed in every profile, since kernels are chosen for one size; the batch goes from 1 to ``options.batch``.
 
     Args:
-        inputs: the graph's inputs as the manifest describes them (``name``, and ``shape`` with dynamic dimensions by name).
+        inputs: the graph's inputs as the manifest describes them.
 
     Raises:
         InputError: a tile that is not whole cells of the trunk's feature map.
@@ -128,7 +118,7 @@ def profiles(spec: ModelSpec, part: Part, inputs: Sequence[Mapping[str, Any]], o
         batch = 1 if options.tile is not None else options.batch
     found = []
     for size in sizes:
-        shapes = {value["name"]: _shape(spec, value, size) for value in inputs}
+        shapes = {value.name: _shape(spec, value, size) for value in inputs}
         found.append({name: _profile(shape, batch) for name, shape in shapes.items() if None in shape})
     return found
 
@@ -142,11 +132,11 @@ def _whole_cells(tile: Size, cell: int) -> Size:
     return tile
 
 
-def _shape(spec: ModelSpec, value: Mapping[str, Any], size: Size) -> list[int | None]:
+def _shape(spec: ModelSpec, value: TensorEntry, size: Size) -> list[int | None]:
     """The shape of a graph's input for an image of ``size``; None for the batch."""
-    height, width = (side // stride(spec, value["name"]) for side in size)
+    height, width = (side // stride(spec, value.name) for side in size)
     sides = {"batch": None, "height": height, "width": width}
-    return [dim if isinstance(dim, int) else sides[dim.rpartition("_")[2]] for dim in value["shape"]]
+    return [dim if isinstance(dim, int) else sides[dim.rpartition("_")[2]] for dim in value.shape]
 
 
 def _profile(shape: Sequence[int | None], batch: int) -> Profile:

@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import mgvq_export
-from mgvq_export.core.bundle import WEIGHTS
 from mgvq_export.core.errors import InputError
+from mgvq_export.core.manifest import WEIGHTS, TensorEntry
 from mgvq_export.core.precision_plan import NodePlan, PrecisionPlan
 from mgvq_export.export.graphs import eight_bit
 
@@ -312,8 +311,8 @@ class GraphBuilder:
         )
 
 
-def value_entry(value: onnx.ValueInfoProto) -> dict[str, Any]:
-    """Name, dtype and shape of a graph's input or output as JSON-ready data; dynamic dimensions by name."""
+def value_entry(value: onnx.ValueInfoProto) -> TensorEntry:
+    """Name, dtype and shape of a graph's input or output; dynamic dimensions by name."""
     tensor = value.type.tensor_type
-    shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
-    return {"name": value.name, "dtype": helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, "shape": shape}
+    shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+    return TensorEntry(value.name, helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, shape)

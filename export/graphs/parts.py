@@ -29,12 +29,6 @@ def value_shapes(spec: ModelSpec) -> dict[str, Shape]:
     }
 
 
-def parts(spec: ModelSpec) -> list[Part]:
-    """The graphs a network of ``spec`` has: all, or all but the inner cut of the trunk."""
-    inner = {part for part, values in NETWORK_VALUES.items() if "inner_features" in values}
-    return [part for part in Part if spec.inner_stage is not None or part not in inner]
-
-
 def build_graph(network: MGVQ, part: Part, precision: str | PrecisionPlan, weights: WeightStore) -> onnx.ModelProto:
     """The ONNX model of one part. Its weights are added to ``weights`` and referred to as external data.
 

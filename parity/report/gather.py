@@ -20,6 +20,7 @@ import numpy as np
 from mgvq_export.core.bundle import MANIFEST, package_version
 from mgvq_export.core.errors import InputError, MgvqError
 from mgvq_export.core.files import sha256_file
+from mgvq_export.core.manifest import FileEntry, HashedFile
 from mgvq_export.ops.contract import near_tie_margins
 from mgvq_export.parity import graphs
 from mgvq_export.parity.context import VerificationContext
@@ -252,7 +253,7 @@ def _about(context: VerificationContext) -> dict[str, dict[str, str]]:
     import mgvq_export
 
     manifest, spec = context.bundle.manifest, context.bundle.spec
-    source = manifest.get("source", {})
+    source = manifest.source
     return {
         "Model": {
             "name": spec.name,
@@ -260,15 +261,15 @@ def _about(context: VerificationContext) -> dict[str, dict[str, str]]:
             "groups": str(spec.groups),
             "codes per group": str(spec.codes_per_group),
             "bits per token": str(spec.bits_per_token),
-            "exported from": str(source.get("name", "")),
-            "its SHA-256": str(source.get("sha256", "")),
+            "exported from": source.name,
+            "its SHA-256": source.sha256,
             "codebook SHA-256": context.bundle.codebook_sha256,
         },
         "Bundle": {
             "path": str(context.bundle.path),
             "precisions": ", ".join(context.bundle.precisions),
             "manifest SHA-256": sha256_file(context.bundle.path / MANIFEST),
-            **{f"exported with {name}": str(version) for name, version in manifest.get("tools", {}).items()},
+            **{f"exported with {name}": str(version) for name, version in manifest.tools.items()},
         },
         "Packages": {
             "mgvq-export": mgvq_export.__version__,
@@ -296,8 +297,8 @@ def _machine() -> dict[str, str]:
     }
 
 
-def _files(context: VerificationContext) -> list[dict[str, Any]]:
-    entries = []
-    for precision in context.bundle.manifest["precisions"].values():
-        entries += [precision["weights"], *precision["graphs"].values()]
-    return [{key: entry[key] for key in ("file", "bytes", "sha256")} for entry in (*entries, *context.bundle.engines)]
+def _files(context: VerificationContext) -> list[FileEntry]:
+    entries: list[HashedFile] = []
+    for precision in context.bundle.manifest.precisions.values():
+        entries += [precision.weights, *precision.graphs.values()]
+    return [FileEntry(entry.file, entry.bytes, entry.sha256) for entry in (*entries, *context.bundle.engines)]

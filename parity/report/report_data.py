@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mgvq_export.core.manifest import FileEntry
 from mgvq_export.parity.results import ParityReport
 from mgvq_export.parity.seams import Seams
 
@@ -149,7 +150,7 @@ class ReportData:
     reference: str
     created: str
     about: dict[str, dict[str, str]] = field(default_factory=dict)
-    files: list[dict[str, Any]] = field(default_factory=list)
+    files: list[FileEntry] = field(default_factory=list)
     photos: list[Photo] = field(default_factory=list)
     codes: list[CodeMap] = field(default_factory=list)
     tiling: list[TilingRow] = field(default_factory=list)

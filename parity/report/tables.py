@@ -215,7 +215,7 @@ def _memory_tables(data: ReportData) -> list[Table]:
 
 def _version_tables(data: ReportData) -> list[Table]:
     tables = [Table(title, ("", ""), [[name, value] for name, value in rows.items()]) for title, rows in data.about.items()]
-    rows = [[str(entry["file"]), f"{entry['bytes']:,}", str(entry["sha256"])] for entry in data.files]
+    rows = [[entry.file, f"{entry.bytes:,}", entry.sha256] for entry in data.files]
     return [*tables, Table("Files of the bundle", ("file", "bytes", "SHA-256"), rows)]
 
 

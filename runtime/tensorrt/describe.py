@@ -10,8 +10,9 @@ from typing import Any
 
 from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.core.files import PathLike
+from mgvq_export.core.manifest import EngineRecord
 from mgvq_export.ops.trt_machine import find_machine, import_tensorrt
-from mgvq_export.runtime.tensorrt.engines import LoadedEngine, Record, engine_problems, find_record, load_engine
+from mgvq_export.runtime.tensorrt.engines import LoadedEngine, engine_problems, find_record, load_engine
 
 
 @dataclass
@@ -26,7 +27,7 @@ class EngineDescription:
     """
 
     path: Path
-    record: Record | None
+    record: EngineRecord | None
     runs_here: str
     contents: dict[str, Any] = field(default_factory=dict)
     not_loaded: str = ""

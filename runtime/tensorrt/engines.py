@@ -7,24 +7,22 @@ first, what lies outside a bundle is loaded only when the user trusts it, and ho
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from mgvq_export.core.bundle import MANIFEST, Bundle, engine_sizes
+from mgvq_export.core.bundle import MANIFEST, Bundle
 from mgvq_export.core.errors import BackendError, BundleError, InputError
 from mgvq_export.core.files import PathLike, unreadable
+from mgvq_export.core.manifest import EngineRecord
+from mgvq_export.core.remedies import build_command, build_pattern, engine_sizes
 from mgvq_export.core.spec import TRUNKS, Part
 from mgvq_export.ops.cuda_kernel import kernel_source_sha256
 from mgvq_export.ops.trt_machine import Machine, find_machine, import_tensorrt, process_logger, version_numbers
 from mgvq_export.runtime.tensorrt.cuda import OutOfDeviceMemory
-
-#: An engine's entry in the manifest; its keys are described in ``mgvq_export.export.engines.cache``.
-Record = dict[str, Any]
 
 Shape = tuple[int, ...]
 
@@ -49,32 +47,34 @@ class LoadedEngine:
     """
 
     engine: Any
-    record: Record | None
+    record: EngineRecord | None
     name: str
     inputs: dict[str, np.dtype]
     outputs: dict[str, np.dtype]
     loader: EngineLoader = field(repr=False)
 
 
-def engine_problems(record: Mapping[str, Any], machine: Machine) -> list[str]:
+def engine_problems(record: EngineRecord, machine: Machine) -> list[str]:
     """Why the engine of ``record`` cannot run on ``machine``: a plain sentence each; empty when it can."""
-    options, problems = record.get("options", {}), []
-    built, here = str(record.get("tensorrt")), machine.tensorrt
+    options, problems = record.options, []
+    built, here = record.tensorrt, machine.tensorrt
     if built != here:
-        if not options.get("version_compatible"):
+        if not options.version_compatible:
             problems.append(f"it was built with TensorRT {built}, here is {here}")
         elif version_numbers(built) > version_numbers(here):
             problems.append(f"it was built with TensorRT {built}, here is {here}, which is older")
-    gpu, capability = record.get("gpu"), str(record.get("compute_capability"))
+    gpu, capability = record.gpu, record.compute_capability
     if (gpu, capability) != (machine.gpu, machine.compute_capability):
-        if not options.get("hardware_compatible"):
+        if not options.hardware_compatible:
             problems.append(f"it was built on {gpu} ({capability}), here is {machine.gpu} ({machine.compute_capability})")
         elif version_numbers(machine.compute_capability) < _AMPERE:
             problems.append(f"it runs on GPUs from compute capability 8.0 on, {machine.gpu} has {machine.compute_capability}")
     return problems
 
 
-def usable_engines(bundle: Bundle, precision: str, machine: Machine, *, allow_host_code: bool = False) -> dict[Part, Record]:
+def usable_engines(
+    bundle: Bundle, precision: str, machine: Machine, *, allow_host_code: bool = False
+) -> dict[Part, EngineRecord]:
     """The engines of ``bundle`` that can run on ``machine`` and were built from what it and this release have now, by part.
 
     Of several, one without code of its own for the host wins, then one built on this very machine over a compatible one.
@@ -82,11 +82,12 @@ def usable_engines(bundle: Bundle, precision: str, machine: Machine, *, allow_ho
     Args:
         allow_host_code: take engines with code of their own for the host as well; loading them takes the permission again.
     """
-    found: dict[Part, tuple[tuple[bool, bool], Record]] = {}
+    found: dict[Part, tuple[tuple[bool, bool], EngineRecord]] = {}
     for record in bundle.engines:
-        if record.get("precision") != precision or _unusable(bundle, record, machine, allow_host_code):
+        part = record.known_part
+        if part is None or record.precision != precision or _unusable(bundle, record, machine, allow_host_code):
             continue
-        part, here = Part(record["part"]), (record["gpu"], record["tensorrt"]) == (machine.gpu, machine.tensorrt)
+        here = (record.gpu, record.tensorrt) == (machine.gpu, machine.tensorrt)
         rank = (not needs_host_code(record), here)
         if part not in found or rank > found[part][0]:
             found[part] = (rank, record)
@@ -97,69 +98,63 @@ def missing_reason(
     bundle: Bundle, precision: str, machine: Machine, *, allow_host_code: bool = False, part: Part | None = None
 ) -> str:
     """Why :func:`usable_engines` gives nothing, or none of ``part``, in one line with the remedy."""
-    records = [record for record in bundle.engines if record.get("precision") == precision]
+    records = [record for record in bundle.engines if record.precision == precision]
     if not records:
-        others = sorted({str(record.get("precision")) for record in bundle.engines} - {precision})
+        others = sorted({record.precision for record in bundle.engines} - {precision})
         there = f" (it has {', '.join(others)} ones)" if others else ""
-        build = f"mgvq-export build {bundle.path} --precision {precision} --size WxH"
-        return f"{bundle.path} has no {precision} TensorRT engines{there}; build them here: {build}"
-    record = [record for record in records if part is None or record.get("part") == part][-1]
+        return (
+            f"{bundle.path} has no {precision} TensorRT engines{there}; build them here: {build_pattern(bundle.path, precision)}"
+        )
+    record = [record for record in records if part is None or record.part == part][-1]
     problem = _unusable(bundle, record, machine, allow_host_code)
     permission = ""
     if problem == _HOST_CODE:
         permission, record = f"{_PERMISSION}, or ", _without_host_code(record)
-    build = _build_all(bundle, record) if part is None else bundle.build_command(record)
+    build = _build_all(bundle, record) if part is None else build_command(bundle.path, bundle.spec, record)
     return (
-        f"the {precision} TensorRT engines of {bundle.path} do not run here: of {record.get('part')}, {problem}; "
+        f"the {precision} TensorRT engines of {bundle.path} do not run here: of {record.part}, {problem}; "
         f"{permission}build them here: {build}"
     )
 
 
-def _unusable(bundle: Bundle, record: Record, machine: Machine, allow_host_code: bool) -> str:
+def _unusable(bundle: Bundle, record: EngineRecord, machine: Machine, allow_host_code: bool) -> str:
     """Why the engine of ``record`` is not to be run on ``machine``, in a plain sentence; empty when it is."""
     for problem in engine_problems(record, machine):
         return problem
-    try:
-        graph = bundle.graph(record["precision"], Part(record["part"]))
-        weights = bundle.manifest["precisions"][record["precision"]]["weights"]
-    except (BundleError, ValueError, KeyError):
+    entry = bundle.manifest.precisions.get(record.precision)
+    graph = entry.graphs.get(record.known_part) if entry and record.known_part else None
+    if entry is None or graph is None or (record.graph_sha256, record.weights_sha256) != (graph.sha256, entry.weights.sha256):
         return _OTHER_GRAPHS
-    if (record.get("graph_sha256"), record.get("weights_sha256")) != (graph["sha256"], weights["sha256"]):
-        return _OTHER_GRAPHS
-    kernel = record.get("kernel")
-    if kernel and kernel.get("source_sha256") != kernel_source_sha256():
+    if record.kernel and record.kernel.source_sha256 != kernel_source_sha256():
         return "the quantizer's GPU kernel inside it is not the one of this release"
     return _HOST_CODE if needs_host_code(record) and not allow_host_code else ""
 
 
-def needs_host_code(record: Mapping[str, Any]) -> bool:
+def needs_host_code(record: EngineRecord) -> bool:
     """Whether the engine of ``record`` runs code of its own on the host."""
-    return bool(record.get("options", {}).get("version_compatible"))
+    return record.options.version_compatible
 
 
-def _without_host_code(record: Record) -> Record:
-    return record | {"options": record["options"] | {"version_compatible": False}}
+def _without_host_code(record: EngineRecord) -> EngineRecord:
+    return replace(record, options=replace(record.options, version_compatible=False))
 
 
-def _build_all(bundle: Bundle, like: Record) -> str:
+def _build_all(bundle: Bundle, like: EngineRecord) -> str:
     """The command that builds what was built with the engine ``like``, in one piece or in windows, with its options."""
-    keys = ("precision", "gpu", "tensorrt")
-    together = {each.get("part"): each for each in bundle.engines if all(each.get(key) == like.get(key) for key in keys)}
-    try:
-        held = {part: engine_sizes(bundle.spec, each) for part, each in together.items()}
-    except (LookupError, TypeError, ValueError):  # the record of another release, or a damaged one
-        return bundle.build_command(like)
+    key = (like.precision, like.gpu, like.tensorrt)
+    together = {each.known_part: each for each in bundle.engines if (each.precision, each.gpu, each.tensorrt) == key}
+    held = {part: engine_sizes(bundle.spec, each) for part, each in together.items() if part is not None}
     shapes = list(dict.fromkeys(size for part, sizes in held.items() if part not in TRUNKS for size, _ in sizes))
     whole = [part for part in held if part in (Part.ENCODER, Part.DECODER)]
     trunks = [part for part, sizes in held.items() if part in TRUNKS and len(sizes) == 1]
     if not shapes or not (whole or trunks):
-        return bundle.build_command(like)
+        return build_command(bundle.path, bundle.spec, like)
     part = (whole or trunks)[0]
-    record = together[part] | {"options": like["options"]}  # the batch is of images, or of windows
-    return bundle.build_command(record, shapes=shapes, tile=None if whole else held[part][0][0])
+    record = replace(together[part], options=like.options)  # the batch is of images, or of windows
+    return build_command(bundle.path, bundle.spec, record, shapes=shapes, tile=None if whole else held[part][0][0])
 
 
-def find_record(path: PathLike) -> tuple[Bundle, Record] | None:
+def find_record(path: PathLike) -> tuple[Bundle, EngineRecord] | None:
     """The bundle that ``path`` lies in, and the engine's entry in its manifest; None for a file that no bundle vouches for."""
     path = Path(path).resolve()
     for folder in path.parents:
@@ -170,7 +165,7 @@ def find_record(path: PathLike) -> tuple[Bundle, Record] | None:
         except BundleError:
             continue
         for record in bundle.engines:
-            if (folder / record.get("file", "")).resolve() == path:
+            if (folder / record.file).resolve() == path:
                 return bundle, record
     return None
 
@@ -226,26 +221,26 @@ class EngineLoader:
         if allow_host_code:
             runtime.engine_host_code_allowed = True
 
-    def load(self, bundle: Bundle, record: Record) -> LoadedEngine:
+    def load(self, bundle: Bundle, record: EngineRecord) -> LoadedEngine:
         """The engine of ``record``, once versions, GPU, permissions and bytes are found right."""
-        name = f"{record.get('precision')}/{record.get('part')}"
-        remedy = f"build it again: {bundle.build_command(record)}"
+        name = f"{record.precision}/{record.part}"
+        remedy = f"build it again: {build_command(bundle.path, bundle.spec, record)}"
         problems = engine_problems(record, self.machine)
         if problems:
             raise BackendError(f"the engine {name} cannot run here: {problems[0]}; {remedy}")
         if needs_host_code(record) and not self.allow_host_code:
             raise BackendError(
                 f"the engine {name} is not loaded: {_HOST_CODE}; {_PERMISSION}, or build it without: "
-                f"{bundle.build_command(_without_host_code(record))}"
+                f"{build_command(bundle.path, bundle.spec, _without_host_code(record))}"
             )
         loaded = self.deserialize(bundle.read_file(record), name, record)
         found = (loaded.inputs | loaded.outputs, loaded.engine.num_optimization_profiles)
-        wanted = {value["name"]: np.dtype(value["dtype"]) for value in (*record["inputs"], *record["outputs"])}
-        if found != (wanted, max(1, len(record["profiles"]))):
+        wanted = {value.name: np.dtype(value.dtype) for value in (*record.inputs, *record.outputs)}
+        if found != (wanted, max(1, len(record.profiles))):
             raise BundleError(f"the engine {name} is not what the manifest says (inputs, outputs or profiles differ); {remedy}")
         return loaded
 
-    def deserialize(self, data: bytes, name: str, record: Record | None) -> LoadedEngine:
+    def deserialize(self, data: bytes, name: str, record: EngineRecord | None) -> LoadedEngine:
         """The engine in ``data``, whatever it is: whoever calls this has found that it may be trusted."""
         self.errors.clear()
         engine = self.runtime.deserialize_cuda_engine(data)

@@ -17,12 +17,12 @@ import numpy as np
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError
-from mgvq_export.core.spec import Part
+from mgvq_export.core.spec import Part, stride
 from mgvq_export.ops.trt_machine import find_machine
 from mgvq_export.runtime.pipeline import Progress, silent
 from mgvq_export.runtime.tensorrt.cuda import DeviceMap, OutOfDeviceMemory
 from mgvq_export.runtime.tensorrt.engines import Shape, missing_reason, usable_engines
-from mgvq_export.runtime.tensorrt.planner import DECODE, ENCODE, VALUES, Direction, EnginePlans, find_profile, map_shape, stride
+from mgvq_export.runtime.tensorrt.planner import DECODE, ENCODE, VALUES, Direction, EnginePlans, find_profile, map_shape
 from mgvq_export.runtime.tensorrt.session import Step, TensorRtOptions, TensorRtSession
 from mgvq_export.runtime.tiling.planner import Size, Tiling, format_bytes
 from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan, Window
@@ -343,7 +343,7 @@ class TensorRtPipeline:
                 f"the engine {part} does not hold {count} x {value} of height x width {size[0]}x{size[1]}; make the plan with encode_plan "
                 "or decode_plan of this tokenizer"
             )
-        channels = record["profiles"][profile][value]["min"][1]
+        channels = record.profiles[profile][value].min[1]
         return self.session.step(part, profile, {value: map_shape(value, count, channels, size)})
 
     def _sizes(self, stages: list[Stage]) -> tuple[dict[str, int], list[Step]]:

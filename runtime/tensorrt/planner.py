@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mgvq_export.core.bundle import Bundle, engine_sizes, stride
+from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError
-from mgvq_export.core.spec import NETWORK_VALUES, ModelSpec, Part
+from mgvq_export.core.manifest import EngineRecord
+from mgvq_export.core.remedies import build_command, engine_sizes
+from mgvq_export.core.spec import NETWORK_VALUES, ModelSpec, Part, stride
 from mgvq_export.ops.trt_machine import find_machine
-from mgvq_export.runtime.tensorrt.engines import Record, Shape, missing_reason
+from mgvq_export.runtime.tensorrt.engines import Shape, missing_reason
 from mgvq_export.runtime.tiling.planner import Costs, Size, Tiling
 from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan
 
@@ -60,12 +62,14 @@ def map_shape(value: str, batch: int, channels: int, size: Size) -> Shape:
     return (batch, *size, 3) if value == "image" else (batch, channels, *size)
 
 
-def find_profile(record: Record, value: str, batch: int, size: Size) -> int | None:
+def find_profile(record: EngineRecord, value: str, batch: int, size: Size) -> int | None:
     """The profile of an engine that holds ``batch`` maps of ``size`` of its input ``value``, or None."""
-    for index, profile in enumerate(record["profiles"]):
-        least, most = profile[value]["min"], profile[value]["max"]
+    for index, profile in enumerate(record.profiles):
+        if value not in profile or len(profile[value].min) != 4:  # not of this release
+            continue
+        least, most = profile[value].min, profile[value].max
         shape = map_shape(value, batch, least[1], size)
-        if len(shape) == len(least) and all(low <= side <= high for low, side, high in zip(least, shape, most, strict=True)):
+        if all(low <= side <= high for low, side, high in zip(least, shape, most, strict=True)):
             return index
     return None
 
@@ -83,7 +87,7 @@ class EnginePlans:
 
     bundle: Bundle
     precision: str
-    records: Mapping[Part, Record]
+    records: Mapping[Part, EngineRecord]
     tiling: Tiling
 
     @property
@@ -181,8 +185,7 @@ class EnginePlans:
         """The image fits in no engine: what they hold, and what to build."""
         height, width = size
         if direction.quantizer not in self.records and any(
-            (record.get("precision"), record.get("part")) == (self.precision, direction.quantizer)
-            for record in self.bundle.engines
+            (record.precision, record.part) == (self.precision, direction.quantizer) for record in self.bundle.engines
         ):
             return BackendError(missing_reason(self.bundle, self.precision, find_machine(), part=direction.quantizer))
         held = self._whole_sizes(direction)
@@ -203,7 +206,7 @@ class EnginePlans:
         if tile is not None:
             tile = (_whole_cells(tile[0], self.spec.trunk_stride), _whole_cells(tile[1], self.spec.trunk_stride))
         # All sizes in one command: building an engine anew replaces the sizes it had.
-        build = self.bundle.build_command(record, shapes=list(dict.fromkeys([*held, size])), tile=tile)
+        build = build_command(self.bundle.path, self.spec, record, shapes=list(dict.fromkeys([*held, size])), tile=tile)
         return BackendError(
             f"no TensorRT engines here {direction.verb} an image of height x width {height}x{width}{asked}; "
             f"they hold {' and '.join(have) or 'nothing of use'}: {build}, or choose another --backend"

@@ -20,10 +20,11 @@ import numpy as np
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, MgvqError
+from mgvq_export.core.manifest import EngineRecord
 from mgvq_export.core.spec import Part
 from mgvq_export.ops.trt_machine import Machine
 from mgvq_export.runtime.tensorrt.cuda import Buffer, Cuda, DeviceBuffer, PinnedBuffer
-from mgvq_export.runtime.tensorrt.engines import EngineLoader, LoadedEngine, Record, Shape
+from mgvq_export.runtime.tensorrt.engines import EngineLoader, LoadedEngine, Shape
 
 _log = logging.getLogger("mgvq_export")
 
@@ -157,7 +158,7 @@ class TensorRtSession:
         records: the engines it may load, by part.
     """
 
-    def __init__(self, bundle: Bundle, records: Mapping[Part, Record], machine: Machine, options: TensorRtOptions):
+    def __init__(self, bundle: Bundle, records: Mapping[Part, EngineRecord], machine: Machine, options: TensorRtOptions):
         self._bundle, self.records, self._options = bundle, dict(records), options
         self._engines: dict[Part, LoadedEngine] = {}
         self._steps: OrderedDict[StepKey, Step] = OrderedDict()
@@ -242,7 +243,7 @@ class TensorRtSession:
         growth = sum(max(0, size - self.buffer(role).size) for role, size in sizes.items())
         held = sum(buffer.size for buffer in self._buffers.values())
         # An engine's file is nearly as large as its weights on the GPU.
-        engines = sum(self.records[part]["bytes"] for part in self._engines)
+        engines = sum(self.records[part].bytes for part in self._engines)
         return growth + held + engines, growth <= share * self.cuda.free_memory()
 
     def drop(self, parts: Collection[Part]) -> None:

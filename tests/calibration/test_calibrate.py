@@ -1,6 +1,7 @@
 """From images to a plan that export takes: deterministic, resumable, measured on other images, one clear line for bad input."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from mgvq_export.calibration.tables import tables
 from mgvq_export.cli import main
 from mgvq_export.core.errors import BundleError, CheckFailed, InputError
 from mgvq_export.core.files import sha256_file
+from mgvq_export.core.manifest import SourceEntry
 from mgvq_export.core.precision_plan import Budgets, NodePlan, PrecisionPlan
 from mgvq_export.export.bundles import export_bundle
 from mgvq_export.export.graphs.plans import plan_nodes
@@ -50,7 +52,7 @@ def test_the_plan_holds_and_says_how_it_was_made(int8, small_bundle, photos, hel
     assert found.shares["decoder"] > 0.5
     quantized = {name: node for name, node in plan.nodes.items() if node.quantized}
     assert quantized and all(name.startswith("decoder.") for name in quantized)
-    known = plan_nodes(load_checkpoint(small_bundle.manifest["source"]["name"]).network())
+    known = plan_nodes(load_checkpoint(small_bundle.manifest.source.name).network())
     convs = [node for node in known.values() if node.op == "Conv" and node.side == "decoder" and node.quantizable]
     assert convs[0].name not in quantized and convs[-1].name not in quantized
     assert all(known[name].op in ("Conv", "Add") and node.reason.startswith("scale by") for name, node in quantized.items())
@@ -171,7 +173,7 @@ def test_another_checkpoint_is_calibrated_anew(
         for one in (None, tuned)
     )
     assert first.effect != second.effect
-    assert first.plan.made_for.checkpoint_sha256 == small_bundle.manifest["source"]["sha256"]
+    assert first.plan.made_for.checkpoint_sha256 == small_bundle.manifest.source.sha256
     assert second.plan.made_for.checkpoint_sha256 == sha256_file(tuned)
 
 
@@ -238,7 +240,7 @@ def test_a_bundle_without_its_checkpoint(small_bundle, photos, held_out_photo) -
     import copy
 
     lost = copy.copy(small_bundle)
-    object.__setattr__(lost, "manifest", {**small_bundle.manifest, "source": {"name": "/nowhere/x.pt", "sha256": "0"}})
+    lost.manifest = replace(small_bundle.manifest, source=SourceEntry("/nowhere/x.pt", "0"))
     with pytest.raises(BundleError, match="calibration needs the network .* give it with --checkpoint") as raised:
         calibrate(lost, photos, options(), held_out=[held_out_photo])
     assert one_line(str(raised.value))

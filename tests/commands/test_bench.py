@@ -21,6 +21,7 @@ from mgvq_export.core.spec import Part
 from mgvq_export.runtime.image_files import write_image
 from mgvq_export.runtime.tokenizer import Tokenizer
 from mgvq_export.tests.support.checks import one_line
+from mgvq_export.tests.support.manifests import edited_manifest
 
 
 def run(*arguments: object) -> Result:
@@ -170,8 +171,8 @@ def test_a_peer_without_its_network_says_why(tiny_bundle: Bundle, tmp_path: Path
     copy = tmp_path / "bundle"
     shutil.copytree(tiny_bundle.path, copy)
     bundle = Bundle.open(copy)
-    bundle.manifest["source"]["name"] = "gone.pt"
-    bundle.write_manifest()
+    with edited_manifest(bundle) as manifest:
+        manifest["source"]["name"] = "gone.pt"
     write_image(tmp_path / "photo.png", photo)
     with pytest.raises(BackendError, match="'gone.pt' is not here; give it with --checkpoint"):
         build_peer("torch", PeerOptions(copy, tmp_path / "photo.png", "fp32", "ort-cpu"))

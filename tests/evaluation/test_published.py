@@ -1,26 +1,29 @@
 """The paper's figures stand beside ours only where checkpoint and protocol are the same."""
 
-import copy
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
+from mgvq_export.core.manifest import Manifest, SourceEntry
 from mgvq_export.core.spec import VARIANTS
 from mgvq_export.evaluation.published import BENCHMARKS, compare
 from mgvq_export.tests.support.checks import one_line
 
-MANIFEST: dict[str, Any] = {
-    "spec": VARIANTS["mgvq-f16c32-g8"].to_dict(),
-    "source": {"name": "mgvq-f16c32-g8", "sha256": "0" * 64, "revision": "abc"},
-}
+MANIFEST = Manifest(
+    spec=VARIANTS["mgvq-f16c32-g8"],
+    source=SourceEntry("mgvq-f16c32-g8", "0" * 64, "abc"),
+    codebook_sha256="0" * 64,
+    reach={},
+    precisions={},
+)
 RUN = {"size": (256, 256), "groups": 8, "tiling": "auto", "evaluated": 50_000}
 
 
 def test_the_same_checkpoint_and_protocol() -> None:
     assert compare(MANIFEST, "imagenet-val", RUN).figures == {"rfid": 0.49, "psnr": 24.70, "ssim": 0.787}
-    by_address = {**MANIFEST, "source": {"name": "hf://mkjia/MGVQ/mgvq_f16c32_g8.pt@abc", "revision": "abc"}}
+    by_address = replace(MANIFEST, source=SourceEntry("hf://mkjia/MGVQ/mgvq_f16c32_g8.pt@abc", "0", "abc"))
     assert compare(by_address, "imagenet-val", RUN).figures
-    uhd = {"spec": VARIANTS["mgvq-f16c32-g4"].to_dict(), "source": {"name": "mgvq-f16c32-g4", "revision": "abc"}}
+    uhd = replace(MANIFEST, spec=VARIANTS["mgvq-f16c32-g4"], source=SourceEntry("mgvq-f16c32-g4", "0", "abc"))
     run = {"size": (2560, 1440), "groups": 4, "tiling": "exact", "evaluated": 2_293}
     assert compare(uhd, "uhdbench", run).figures == {"rfid": 1.59, "psnr": 28.27}
 
@@ -43,9 +46,7 @@ def test_the_same_checkpoint_and_protocol() -> None:
     ],
 )
 def test_any_difference_is_the_reason(manifest: dict, declared: str | None, run: dict, match: str) -> None:
-    changed = copy.deepcopy(MANIFEST)
-    for key, entries in manifest.items():
-        changed[key] |= entries
+    changed = replace(MANIFEST, **{key: replace(getattr(MANIFEST, key), **entries) for key, entries in manifest.items()})
     found = compare(changed, declared, {**RUN, **run})
     assert not found.figures
     assert match in found.reason

@@ -132,7 +132,7 @@ def tensorrt(fake, monkeypatch):
 
 
 def engine_folder(bundle):
-    return (bundle.path / bundle.engines[0]["file"]).parent
+    return (bundle.path / bundle.engines[0].file).parent
 
 
 def test_tensorrt_program(engine_bundle, tensorrt, image, wanted, tmp_path):
@@ -277,8 +277,6 @@ def test_the_page_lists_every_input_and_output(tiny_bundle):
     for part, *sides in rows:
         graph = engine_graph(tiny_bundle.path / "fp16" / f"{part}.onnx")
         for side, values in zip(sides, (graph.inputs, graph.outputs), strict=True):
-            assert re.findall(r"`(\w+)` (\w+)", side) == [(v["name"], v["dtype"].replace("float16", "float")) for v in values], (
-                part
-            )
+            assert re.findall(r"`(\w+)` (\w+)", side) == [(v.name, v.dtype.replace("float16", "float")) for v in values], part
             ranks = [len(shape.split(",")) if shape else 0 for shape in re.findall(r"\[(.*?)\]", side)]
-            assert ranks == [len(v["shape"]) for v in values], part
+            assert ranks == [len(v.shape) for v in values], part

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mgvq_export.core.bundle import MANIFEST, Bundle, file_entry, graph_name, manifest_bytes
+from mgvq_export.core.bundle import MANIFEST, Bundle, file_entry
+from mgvq_export.core.json_files import json_bytes, to_json
+from mgvq_export.core.manifest import graph_name
 from mgvq_export.core.spec import Part
 from mgvq_export.parity.bisect import bisect
 
@@ -30,8 +32,8 @@ def scale_initializer(bundle: Path, precision: str, part: Part, name: str, facto
     onnx.save(model, path)
     manifest = json.loads((bundle / MANIFEST).read_text())
     entry = manifest["precisions"][precision]["graphs"][str(part)]
-    entry.update(file_entry(bundle, entry["file"]))
-    (bundle / MANIFEST).write_bytes(manifest_bytes(manifest))
+    entry.update(to_json(file_entry(bundle, entry["file"])))
+    (bundle / MANIFEST).write_bytes(json_bytes(manifest))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from mgvq_export.model.checkpoint import load_checkpoint
 from mgvq_export.parity.results import FAILED, PASSED, REPORTED, SKIPPED, ParityReport
 from mgvq_export.parity.tolerances import TABLE, budget, tolerance
 from mgvq_export.parity.verify import SAMPLES, find_origins, verify
+from mgvq_export.tests.support.manifests import edited_manifest
 
 pytest.importorskip("onnxruntime")
 
@@ -79,8 +80,8 @@ def test_two_runs_of_8_bit_graphs_may_flip_values(report: ParityReport) -> None:
 
 def test_8_bit_graphs_alone_are_not_held_against_the_network(bundle: Bundle, picture: Path, tmp_path: Path) -> None:
     alone = Bundle.open(shutil.copytree(bundle.path, tmp_path / "alone"))
-    alone.manifest["precisions"] = {"asked": alone.manifest["precisions"]["asked"]}
-    alone.write_manifest()
+    with edited_manifest(alone) as manifest:
+        manifest["precisions"] = {"asked": manifest["precisions"]["asked"]}
     checks = {check.name: check for check in verify(alone, [picture], only=["network", "decoder"]).checks}
     assert checks.pop("decoder/groups").status == PASSED
     assert {check.status for check in checks.values()} == {SKIPPED}
@@ -89,7 +90,8 @@ def test_8_bit_graphs_alone_are_not_held_against_the_network(bundle: Bundle, pic
 
 def test_the_bisection_knows_which_side_is_quantized(bundle: Bundle, picture: Path, tmp_path: Path) -> None:
     two = Bundle.open(shutil.copytree(bundle.path, tmp_path / "two"))
-    two.manifest["precisions"] = {name: two.manifest["precisions"][name] for name in ("fp32", "decoder")}
+    kept = {name: two.manifest.precisions[name] for name in ("fp32", "decoder")}
+    two.manifest = replace(two.manifest, precisions=kept)
     found = find_origins(two, [picture])
     (line,) = (line for line in found.summary if line.startswith("decoder against fp32"))
     assert line.endswith(f"limit {tolerance('latent', 'fp32').limit:g} and {tolerance('latent', 'int8').limit:g}")

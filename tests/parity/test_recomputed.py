@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mgvq_export.core.bundle import MANIFEST, Bundle, graph_name, manifest_bytes
+from mgvq_export.core.bundle import MANIFEST, Bundle
+from mgvq_export.core.json_files import json_bytes
+from mgvq_export.core.manifest import graph_name
 from mgvq_export.core.spec import Part, Reach
 from mgvq_export.parity.graphs import probe_latents, window_plan
 from mgvq_export.parity.results import ParityReport
@@ -93,7 +95,7 @@ def faulty(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Pat
     manifest = json.loads((path / MANIFEST).read_text())
     for part in ("encoder_trunk", "decoder_trunk"):
         manifest["reach"][part]["before"] = manifest["reach"][part]["after"] = manifest["reach"][part]["stride_in"]
-    (path / MANIFEST).write_bytes(manifest_bytes(manifest))
+    (path / MANIFEST).write_bytes(json_bytes(manifest))
     return path
 
 

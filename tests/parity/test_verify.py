@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mgvq_export.core.bundle import MANIFEST, Bundle, graph_name, manifest_bytes
+from mgvq_export.core.bundle import MANIFEST, Bundle
 from mgvq_export.core.errors import BundleError, CheckFailed, InputError
+from mgvq_export.core.json_files import json_bytes
+from mgvq_export.core.manifest import graph_name
 from mgvq_export.core.spec import Part
 from mgvq_export.parity.results import FAILED, PASSED, SKIPPED, ParityReport
 from mgvq_export.parity.verify import compare_with_network, verify
@@ -154,7 +156,7 @@ def test_a_halo_short_by_one_step(copy: Path, pictures: list[Path], part: str) -
     reach = manifest["reach"][part]
     halo = Bundle.open(copy).reach(Part(part)).halo
     reach["before"] = reach["after"] = halo - reach["stride_in"]
-    (copy / MANIFEST).write_bytes(manifest_bytes(manifest))
+    (copy / MANIFEST).write_bytes(json_bytes(manifest))
     report = verify(copy, pictures[:1], only=["tiling", "batch"])
     figure = "latent" if part == "encoder_trunk" else "pixels"
     assert f"tiling/fp32/{figure}" in failed(report)
@@ -228,7 +230,7 @@ def test_a_float16_overflow(copy: Path, pictures: list[Path]) -> None:
 def test_without_the_checkpoint_the_rows_say_why(copy: Path, pictures: list[Path]) -> None:
     manifest = json.loads((copy / MANIFEST).read_text())
     manifest["source"]["name"] = "moved.safetensors"
-    (copy / MANIFEST).write_bytes(manifest_bytes(manifest))
+    (copy / MANIFEST).write_bytes(json_bytes(manifest))
     report = verify(copy, pictures[1:], only=["network", "decoder"])
     skipped = [check for check in report.checks if check.status == SKIPPED]
     assert len(skipped) == 5 and all("--checkpoint" in check.detail for check in skipped)

@@ -60,9 +60,9 @@ def test_engines(engine_bundle, parse, names, tmp_path):
     assert configs["mgvq_dequantizer"].backend == "onnxruntime"
     assert tensors(configs["mgvq_dequantizer"].input, names)["groups"] == ("int64", [1])
     for record in bundle.engines:
-        if record["part"] in ("encoder", "quantizer", "decoder"):
-            plan = tmp_path / "models" / f"mgvq_{record['part']}" / "1" / "model.plan"
-            assert plan.read_bytes() == (bundle.path / record["file"]).read_bytes()
+        if record.part in ("encoder", "quantizer", "decoder"):
+            plan = tmp_path / "models" / f"mgvq_{record.part}" / "1" / "model.plan"
+            assert plan.read_bytes() == (bundle.path / record.file).read_bytes()
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime"])
@@ -116,7 +116,7 @@ def test_what_is_missing_is_named_and_nothing_is_left(tiny_bundle, engine_bundle
         write_repository(tiny_bundle, target, backend="onnx")
     shutil.copytree(engine_bundle(WHOLE).path, tmp_path / "bundle")
     bundle = Bundle.open(tmp_path / "bundle")
-    engine = bundle.path / next(record["file"] for record in bundle.engines if record["part"] == "decoder")
+    engine = bundle.path / next(record.file for record in bundle.engines if record.part == "decoder")
     engine.write_bytes(engine.read_bytes()[:-1])
     with pytest.raises(BundleError, match="build it again"):
         write_repository(bundle, target, precision="fp32")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mgvq_export.core.bundle import MANIFEST, file_entry, graph_name, manifest_bytes, weights_name
+from mgvq_export.core.bundle import MANIFEST, file_entry
+from mgvq_export.core.json_files import json_bytes, to_json
+from mgvq_export.core.manifest import graph_name, weights_name
 from mgvq_export.core.spec import Part
 
 
@@ -25,8 +27,8 @@ def vouch(bundle: Path) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text())
     for precision in manifest["precisions"].values():
         for entry in (precision["weights"], *precision["graphs"].values()):
-            entry.update(file_entry(bundle, entry["file"]))
-    (bundle / MANIFEST).write_bytes(manifest_bytes(manifest))
+            entry.update(to_json(file_entry(bundle, entry["file"])))
+    (bundle / MANIFEST).write_bytes(json_bytes(manifest))
 
 
 def scale_weight(bundle: Path, precision: str, part: Part, name: str, factor: float) -> None:

@@ -4,6 +4,7 @@ The section as a whole is run in ``tests/examples/test_embedding.py``.
 """
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,17 +88,17 @@ def test_the_reference_is_the_network_of_the_bundle(with_bundle):
         bundle.run_graphs(shared, "fp32", "ort-cpu", image),
     )
     assert np.mean(found.codes == wanted.codes) > 0.99 and np.abs(found.latent - wanted.latent).max() < 1e-3
-    manifest = shared.manifest["source"]
-    shared.manifest["source"] = {**manifest, "name": "elsewhere.safetensors"}
+    source = replace(shared.manifest.source, name="elsewhere.safetensors")
+    shared.manifest = replace(shared.manifest, source=source)
     with pytest.raises(CannotRun, match="elsewhere.safetensors"):
         network.single_results(shared, image, with_bundle)
 
 
 def test_tiled_engines_take_four_windows(built):
     batches = {
-        record["part"]: max(shapes["max"][0] for profile in record["profiles"] for shapes in profile.values())
+        record.part: max(shapes.max[0] for profile in record.profiles for shapes in profile.values())
         for record in built.engines
-        if any(record["profiles"])
+        if any(record.profiles)
     }
     assert {part for part, batch in batches.items() if batch == 4} == {"encoder_trunk", "decoder_trunk"}
     assert set(batches.values()) == {1, 4}
@@ -125,6 +126,6 @@ def test_goals_are_those_of_one_network_and_size():
 
 def test_the_example_gets_the_engines_of_this_machine(built):
     here = engines.engine_folder(built)
-    kept = [{**record, "gpu": "NVIDIA L4", "file": f"engines/l4/fp16/{record['part']}.engine"} for record in built.engines]
-    built.manifest["engines"] = [*built.engines, *kept]
+    kept = [replace(record, gpu="NVIDIA L4", file=f"engines/l4/fp16/{record.part}.engine") for record in built.engines]
+    built.manifest = replace(built.manifest, engines=(*built.engines, *kept))
     assert engines.engine_folder(built) == here and "h200" in str(here)

@@ -16,10 +16,14 @@ import pytest
 from click.testing import CliRunner
 
 from mgvq_export.cli import main
+from mgvq_export.core import bundle as bundle_module
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, BundleError, InputError, MgvqError
 from mgvq_export.core.files import sha256_file
+from mgvq_export.core.json_files import to_json
+from mgvq_export.core.manifest import EngineOptions, EngineRecord, TensorEntry
 from mgvq_export.core.precision_plan import NodePlan, PrecisionPlan
+from mgvq_export.core.remedies import build_command
 from mgvq_export.core.spec import Part
 from mgvq_export.export.bundles import export_bundle
 from mgvq_export.export.engines import build as engines
@@ -31,6 +35,7 @@ from mgvq_export.ops import trt_machine
 from mgvq_export.ops.trt_machine import Machine
 from mgvq_export.tests.support import fake_tensorrt as fake
 from mgvq_export.tests.support import stubs
+from mgvq_export.tests.support.manifests import edited_manifest
 
 SHAPES = ((64, 96),)
 QUANTIZER = BuildOptions(shapes=SHAPES, parts=(Part.QUANTIZER,))
@@ -100,10 +105,13 @@ def test_default_parts():
     assert BuildOptions(tile=(64, 64), parts=("decoder_trunk",)).wanted_parts == (Part.DECODER_TRUNK,)
 
 
-IMAGE = [{"name": "image", "shape": ["batch", "height", "width", 3]}]
-FEATURES = [{"name": "features", "shape": ["batch", 64, "feature_height", "feature_width"]}]
-INNER = [{"name": "inner_features", "shape": ["batch", 32, "inner_height", "inner_width"]}]
-CODES = [{"name": "codes", "shape": ["batch", 4, "latent_height", "latent_width"]}, {"name": "groups", "shape": []}]
+IMAGE = [TensorEntry("image", "uint8", ("batch", "height", "width", 3))]
+FEATURES = [TensorEntry("features", "float16", ("batch", 64, "feature_height", "feature_width"))]
+INNER = [TensorEntry("inner_features", "float16", ("batch", 32, "inner_height", "inner_width"))]
+CODES = [
+    TensorEntry("codes", "int32", ("batch", 4, "latent_height", "latent_width")),
+    TensorEntry("groups", "int64", ()),
+]
 
 
 @pytest.mark.parametrize(
@@ -184,8 +192,8 @@ def test_every_option_reaches_the_builder(bundle, cache, trt):
     assert kept["hardware_compatibility_level"] is fake.HardwareCompatibilityLevel.AMPERE_PLUS
     least, most = (1, 16, 2, 2), (3, 16, 2, 2)
     assert trt.of("add_optimization_profile")[1] == ({"latent": (least, most, most)},)
-    assert engine.record["options"] == options.builder
-    assert engine.record["kernel"]["architecture"] == 80
+    assert engine.record.options == options.builder
+    assert engine.record.kernel.architecture == 80
 
 
 def test_all_default_engines_and_their_records(bundle, cache, trt):
@@ -193,14 +201,14 @@ def test_all_default_engines_and_their_records(bundle, cache, trt):
     assert [engine.part for engine in built] == list(UNTILED_PARTS)
     again = Bundle.open(bundle.path)
     again.check_all()
-    assert again.engines == [engine.record for engine in built]
-    by_part = {record["part"]: record for record in again.engines}
+    assert again.engines == tuple(engine.record for engine in built)
+    by_part = {record.part: record for record in again.engines}
     encoder = by_part["encoder"]
-    assert encoder["file"] == "engines/nvidia-h200-trt11.4.0.106/fp16/encoder.engine"
-    assert encoder["sha256"] == sha256_file(bundle.path / encoder["file"]) and encoder["bytes"] == len(fake.PLAN)
-    assert encoder["inputs"] == [{"name": "image", "dtype": "uint8", "shape": ["batch", "height", "width", 3]}]
-    assert encoder["graph_sha256"] == bundle.graph("fp16", Part.ENCODER)["sha256"] and encoder["kernel"] is None
-    assert by_part["quantizer"]["kernel"].keys() == {"source_sha256", "nvrtc", "architecture"}
+    assert encoder.file == "engines/nvidia-h200-trt11.4.0.106/fp16/encoder.engine"
+    assert encoder.sha256 == sha256_file(bundle.path / encoder.file) and encoder.bytes == len(fake.PLAN)
+    assert encoder.inputs == (TensorEntry("image", "uint8", ("batch", "height", "width", 3)),)
+    assert encoder.graph_sha256 == bundle.graph("fp16", Part.ENCODER).sha256 and encoder.kernel is None
+    assert to_json(by_part["quantizer"].kernel).keys() == {"source_sha256", "nvrtc", "architecture"}
     assert [name for name in files(bundle.path) if "/.mgvq" in name or name.startswith(".mgvq")] == []
 
 
@@ -214,11 +222,11 @@ def test_engines_of_a_precision_plan(tiny_checkpoint_file, tmp_path, cache, trt)
 
     options = BuildOptions(precision="int8", shapes=SHAPES, parts=(Part.DECODER,))
     (engine,) = build(export(0.01), cache, options)
-    assert engine.record["file"] == "engines/nvidia-h200-trt11.4.0.106/int8/decoder.engine"
+    assert engine.record.file == "engines/nvidia-h200-trt11.4.0.106/int8/decoder.engine"
     assert trt.of("parse") == [(str(tmp_path / "planned" / "int8" / "decoder.onnx"),)]  # where TensorRT finds the 8-bit weights
-    assert engine.record["inputs"][0]["dtype"] == "float16"
+    assert engine.record.inputs[0].dtype == "float16"
     (changed,) = build(export(0.02), cache, options)
-    assert changed.record["graph_sha256"] != engine.record["graph_sha256"] and not changed.reused
+    assert changed.record.graph_sha256 != engine.record.graph_sha256 and not changed.reused
 
 
 def test_progress_tells_phase_share_and_estimate(bundle, cache, trt):
@@ -332,7 +340,7 @@ def test_a_failing_progress_callback_cancels_and_is_raised(bundle, cache, trt):
 
     with pytest.raises(ZeroDivisionError):
         build(bundle, cache, progress=broken)
-    assert Bundle.open(bundle.path).engines == [] and not (bundle.path / "engines").exists()
+    assert Bundle.open(bundle.path).engines == () and not (bundle.path / "engines").exists()
 
 
 def test_engines_finished_before_a_failure_stay(bundle, cache, trt):
@@ -340,7 +348,7 @@ def test_engines_finished_before_a_failure_stay(bundle, cache, trt):
     trt.failure = "inlined"  # hurts the quantizer only
     with pytest.raises(BackendError):
         build(bundle, cache, options)
-    assert [record["part"] for record in Bundle.open(bundle.path).engines] == ["encoder"]
+    assert [record.part for record in Bundle.open(bundle.path).engines] == ["encoder"]
     trt.failure = ""
     assert [engine.reused for engine in build(Bundle.open(bundle.path), cache, options)] == [True, False]
 
@@ -396,12 +404,12 @@ def test_an_equal_build_is_reused(bundle, cache, trt):
 )
 def test_every_difference_rebuilds_and_is_said(bundle, cache, trt, keys, value, said):
     build(bundle, cache)
-    record = bundle.engines[0]
-    for key in keys[:-1]:
-        record = record[key]
-    assert record[keys[-1]] != value
-    record[keys[-1]] = value
-    bundle.write_manifest()
+    with edited_manifest(bundle) as manifest:
+        record = manifest["engines"][0]
+        for key in keys[:-1]:
+            record = record[key]
+        assert record[keys[-1]] != value
+        record[keys[-1]] = value
     (engine,) = build(Bundle.open(bundle.path), cache)
     assert not engine.reused and len(engine.reasons) == 1
     assert re.match(said, engine.reasons[0])
@@ -414,7 +422,7 @@ def test_a_record_that_is_not_the_engine_of_this_machine_stays(bundle, cache, tr
     trt.module.__version__ = "11.5.0.1"
     (engine,) = build(Bundle.open(bundle.path), cache)
     assert engine.reasons == ("TensorRT is 11.5.0.1 now and was 11.4.0.106 when the engine was built",)
-    assert Bundle.open(bundle.path).engines == [old, engine.record]
+    assert Bundle.open(bundle.path).engines == (old, engine.record)
 
 
 def test_a_changed_or_missing_file_is_built_again(bundle, cache, trt):
@@ -435,8 +443,9 @@ def test_a_changed_engine_is_built_again_not_exported(bundle, cache, trt):
 
 
 def test_a_record_from_another_release_never_passes_by_accident(bundle):
-    bundle.manifest["engines"] = [{"part": "quantizer", "precision": "fp16"}]
-    wanted = {"part": "quantizer", "precision": "fp16", "file": "x", "gpu": "NVIDIA H200", "graph_sha256": "0"}
+    with edited_manifest(bundle) as manifest:
+        manifest["engines"] = [{"part": "quantizer", "precision": "fp16"}]
+    wanted = EngineRecord(part="quantizer", precision="fp16", file="x", gpu="NVIDIA H200", graph_sha256="0")
     record, reasons = find_engine(bundle, wanted)
     assert record is None
     assert reasons == reuse_reason(bundle.engines[0], wanted)
@@ -447,31 +456,31 @@ def test_another_build_of_the_same_bundle_loses_nothing(bundle, cache, trt):
     other = Bundle.open(bundle.path)
     build(bundle, cache, BuildOptions(shapes=SHAPES, parts=(Part.ENCODER,)))
     build(other, cache)
-    assert [record["part"] for record in Bundle.open(bundle.path).engines] == ["encoder", "quantizer"]
+    assert [record.part for record in Bundle.open(bundle.path).engines] == ["encoder", "quantizer"]
 
 
 def test_builds_at_the_same_time_lose_no_record(bundle, monkeypatch):
     """Both read the manifest before either writes it, unless one waits for the other."""
     both_have_read = threading.Barrier(2, timeout=0.5)
-    opened = Bundle.open
+    read = bundle_module.read_json
 
-    def slow(path):
-        found = opened(path)
+    def slow(*arguments):
+        values = read(*arguments)
         with suppress(threading.BrokenBarrierError):
             both_have_read.wait()
-        return found
+        return values
 
-    bundles = [opened(bundle.path) for _ in range(2)]
-    monkeypatch.setattr(Bundle, "open", slow)
+    bundles = [Bundle.open(bundle.path) for _ in range(2)]
+    monkeypatch.setattr(bundle_module, "read_json", slow)
     threads = [
-        threading.Thread(target=engines._add_record, args=(each, {"file": f"engines/{index}"}))
+        threading.Thread(target=engines._add_record, args=(each, EngineRecord(file=f"engines/{index}")))
         for index, each in enumerate(bundles)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(record["file"] for record in opened(bundle.path).engines) == ["engines/0", "engines/1"]
+    assert sorted(record.file for record in Bundle.open(bundle.path).engines) == ["engines/0", "engines/1"]
     assert sorted(path.name for path in bundle.path.iterdir() if path.is_file()) == ["manifest.json"]
 
 
@@ -543,10 +552,14 @@ def test_the_command_that_builds_an_engine_again(bundle, cache, trt, monkeypatch
 
 def test_the_command_quotes_and_takes_records_it_cannot_read(bundle, monkeypatch, tmp_path):
     moved = Bundle.open(shutil.move(bundle.path, tmp_path / "my bundle"))
-    for record in ({}, {"precision": "fp32"}, {"part": "no such part", "precision": "fp32", "profiles": [], "options": {}}):
-        command = moved.build_command(record)
+    whole = {"part": "encoder", "precision": "fp32", "profiles": ({"image": Profile((1, 8, 8, 3), (1, 8, 8, 3), (1, 8, 8, 3))},)}
+    records = [{}, {"precision": "fp32"}, {**whole, "part": "no such part"}, {**whole, "profiles": ()}, whole]
+    for record in records:
+        command = build_command(moved.path, moved.spec, EngineRecord(**record))
         assert shlex.split(command)[2:3] == [str(moved.path)] and command.endswith("--size WxH")
         assert ("--precision fp32" in command) == bool(record)
+    known = EngineRecord(**whole, options=EngineOptions(builder_level=3))
+    assert build_command(moved.path, moved.spec, known).endswith("--part encoder --precision fp32 --size 8x8")
 
 
 def test_a_line_per_engine_as_it_is_finished(bundle, trt, monkeypatch, tmp_path):
@@ -566,7 +579,7 @@ def test_finished_is_called_after_each_engine(bundle, cache, trt):
     seen = []
 
     def finished(engine):
-        recorded = {record["part"] for record in Bundle.open(bundle.path).engines}
+        recorded = {record.part for record in Bundle.open(bundle.path).engines}
         seen.append((str(engine.part), engine.reused, recorded))
 
     build(bundle, cache)

@@ -122,7 +122,7 @@ def test_a_latent_that_is_not_finite_is_reported(folder, precision, bad):
 
 
 def test_engines_that_give_images_or_the_latent_report(tiny_bundle):
-    named = {part: [v["name"] for v in engine_graph(tiny_bundle.graph_path("fp16", part)).outputs] for part in Part}
+    named = {part: [v.name for v in engine_graph(tiny_bundle.graph_path("fp16", part)).outputs] for part in Part}
     reporting = {part for part, names in named.items() if "non_finite" in names}
     assert reporting == {*DECODERS, Part.ENCODER, Part.ENCODER_HEAD}
     assert named[Part.DECODER] == ["image", "non_finite"] and named[Part.ENCODER_HEAD] == ["latent", "non_finite"]
@@ -149,8 +149,8 @@ def test_the_quantizer_has_the_plugin_and_no_body(tiny_bundle, precision):
     assert graph.plugins == 1 and len(model.functions) == 0 and node.domain == DOMAIN
     values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert values == {name: value.encode() if isinstance(value, str) else value for name, value in NODE_ATTRIBUTES.items()}
-    assert [value["name"] for value in graph.outputs] == ["codes", "quantized"]
-    assert {value["dtype"] for value in (*graph.inputs, *graph.outputs)} == {
+    assert [value.name for value in graph.outputs] == ["codes", "quantized"]
+    assert {value.dtype for value in (*graph.inputs, *graph.outputs)} == {
         "int32",
         "float32" if precision == "fp32" else "float16",
     }

@@ -16,7 +16,6 @@ from mgvq_export.core.spec import NETWORK_VALUES, ModelSpec, Part
 from mgvq_export.export.bundles import export_bundle
 from mgvq_export.export.graphs.builder import FLOAT, GraphBuilder, WeightStore
 from mgvq_export.export.graphs.lowering import GATE_SLICES, fold_batch_norm, lower
-from mgvq_export.export.graphs.parts import parts
 from mgvq_export.model import layers
 from mgvq_export.model.checkpoint import load_checkpoint
 from mgvq_export.model.network import MGVQ
@@ -145,7 +144,7 @@ def test_types_of_the_fp16_graphs(tiny_bundle: Bundle) -> None:
 
 
 def test_shape_arithmetic_only_where_attention_needs_it(tiny_bundle: Bundle) -> None:
-    for part in parts(tiny_bundle.spec):
+    for part in tiny_bundle.spec.parts:
         model = onnx.load(tiny_bundle.graph_path("fp32", part), load_external_data=False)
         operators = [node.op_type for node in model.graph.node]
         attentions = sum(node.name.endswith("/attention") for node in model.graph.node)
@@ -155,7 +154,7 @@ def test_shape_arithmetic_only_where_attention_needs_it(tiny_bundle: Bundle) -> 
 
 def test_weights_are_stored_once(tiny_bundle: Bundle) -> None:
     places: dict[str, str] = {}
-    for part in parts(tiny_bundle.spec):
+    for part in tiny_bundle.spec.parts:
         model = onnx.load(tiny_bundle.graph_path("fp32", part), load_external_data=False)
         for tensor in model.graph.initializer:
             if tensor.data_location == TensorProto.EXTERNAL:
@@ -208,6 +207,6 @@ def test_a_network_without_inner_cut(tmp_path: Path) -> None:
     from mgvq_export.tests.support.reference import synthetic_network
 
     spec = ModelSpec("short", (8, 32, 32), (1, 1, 1), (1, 1, 1), ("res", "evit", "evit"), 2, 2 * 16, latent_channels=8)
-    assert len(parts(spec)) == len(Part) - 4
+    assert len(spec.parts) == len(Part) - 4
     network = synthetic_network(spec)
     assert network(torch.zeros(1, 3, 8, 12)).shape == (1, 3, 8, 12)

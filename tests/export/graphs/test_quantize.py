@@ -23,7 +23,7 @@ from mgvq_export.export.engines.graphs import engine_graph
 from mgvq_export.export.graphs import eight_bit
 from mgvq_export.export.graphs.builder import FLOAT, FLOAT16, GraphBuilder, WeightStore
 from mgvq_export.export.graphs.in_memory import load_session
-from mgvq_export.export.graphs.parts import build_graph, parts
+from mgvq_export.export.graphs.parts import build_graph
 from mgvq_export.export.graphs.plans import PlanNode, check_plan, plan_nodes
 from mgvq_export.export.graphs.receptive_field import receptive_field
 from mgvq_export.model.checkpoint import load_checkpoint
@@ -239,7 +239,7 @@ def test_q_and_dq_stand_where_the_plan_says_and_nowhere_else(precision: str, kin
     plan = bundle.plan(precision)
     assert plan is not None
     seen: set[str] = set()
-    for part in parts(bundle.spec):
+    for part in bundle.spec.parts:
         model = load(bundle, precision, part)
         walk = Walk(model, kind)
         pairs, weights = set(), 0
@@ -294,7 +294,7 @@ def test_only_named_nodes_change(bundle: Bundle, tiny_network: MGVQ) -> None:
         return model.SerializeToString(deterministic=True)
 
     store = WeightStore()
-    for part in parts(bundle.spec):
+    for part in bundle.spec.parts:
         plain = build_graph(tiny_network, part, "fp16", store)
         same = without_places(plain) == without_places(load(bundle, "int8", part))
         assert same is (not part.value.startswith("decoder")), part
@@ -304,7 +304,7 @@ def test_weights_are_stored_once_and_small(bundle: Bundle) -> None:
     plan = bundle.plan("int8-all")
     assert plan is not None
     places: dict[str, tuple[str, int]] = {}
-    for part in parts(bundle.spec):
+    for part in bundle.spec.parts:
         for tensor in load(bundle, "int8-all", part).graph.initializer:
             if tensor.data_location == TensorProto.EXTERNAL:
                 place = {entry.key: entry.value for entry in tensor.external_data}
@@ -491,8 +491,8 @@ def test_the_bundle_records_the_plan(bundle: Bundle, make_plan) -> None:
     assert bundle.plan("int8") == make_plan("int8", "fp16")
     assert (bundle.base("int8"), bundle.kind("int8", "encoder"), bundle.kind("int8", "decoder")) == ("fp16", "fp16", "int8")
     bundle.check_all()
-    entry = bundle.manifest["precisions"]["int8"]
-    assert entry["plan"]["file"] == "int8/plan.json"
+    entry = bundle.entry("int8")
+    assert entry.plan.file == "int8/plan.json"
 
 
 def test_a_changed_plan_is_found(tiny_checkpoint_file: Path, tmp_path: Path) -> None:
@@ -501,7 +501,7 @@ def test_a_changed_plan_is_found(tiny_checkpoint_file: Path, tmp_path: Path) -> 
     )
     bundle = export_bundle(load_checkpoint(tiny_checkpoint_file), tmp_path / "bundle", precisions=(), plans=[plan])
     assert bundle.precisions == ("mine",) and bundle.reach(Part.DECODER_TRUNK).stride_out == 8
-    assert bundle.manifest["precisions"]["mine"]["calibration"] == plan.calibration
+    assert bundle.entry("mine").calibration == plan.calibration
     path = bundle.path / "mine" / "plan.json"
     path.write_text(path.read_text().replace("0.5", "0.6"))
     with pytest.raises(BundleError, match="plan.json has changed since"):

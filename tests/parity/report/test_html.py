@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -229,11 +230,11 @@ def test_memory_is_that_of_a_process_of_its_own(data: ReportData) -> None:
 def test_versions_and_hashes(data: ReportData, tiny_bundle: Bundle) -> None:
     import hashlib
 
-    files = {entry["file"]: entry for entry in data.files}
+    files = {entry.file: entry for entry in data.files}
     assert len(files) == len(data.files) == 26
     for name, entry in files.items():
         content = (tiny_bundle.path / name).read_bytes()
-        assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+        assert (entry.bytes, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     manifest = hashlib.sha256((tiny_bundle.path / "manifest.json").read_bytes()).hexdigest()
     assert data.about["Bundle"]["manifest SHA-256"] == manifest
     assert data.about["Packages"]["numpy"] == np.__version__
@@ -252,11 +253,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_missing_is_said(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """One precision, small images, more of them than are shown, pixels that are not finite."""
     quick(monkeypatch)
-    bundle = Bundle(
-        tiny_bundle.path,
-        {**tiny_bundle.manifest, "precisions": {"fp32": tiny_bundle.manifest["precisions"]["fp32"]}},
-        tiny_bundle.spec,
-    )
+    only = {"fp32": tiny_bundle.entry("fp32")}
+    bundle = Bundle(tiny_bundle.path, replace(tiny_bundle.manifest, precisions=only))
     images = {f"{index}.png": np.full((32, 32, 3), 10 * index, np.uint8) for index in range(PHOTOS + 2)}
     context = VerificationContext(bundle, images, "ort-cpu")
     found = gather(context, ParityReport(facts={"model": "tiny"}))

@@ -15,6 +15,7 @@ from mgvq_export.export.engines.options import BuildOptions
 from mgvq_export.inspection.describe import describe
 from mgvq_export.runtime.tensorrt.describe import is_plugin, parse_layers
 from mgvq_export.tests.support import fake_gpu
+from mgvq_export.tests.support.manifests import edited_manifest
 
 WHOLE = BuildOptions(precision="fp32", shapes=((32, 48), (64, 96)))
 DETAILED = json.dumps(
@@ -36,7 +37,7 @@ def bundle(engine_bundle, tmp_path):
 
 @pytest.fixture
 def path(bundle):
-    return bundle.path / next(record["file"] for record in bundle.engines if record["part"] == "quantizer")
+    return bundle.path / next(record.file for record in bundle.engines if record.part == "quantizer")
 
 
 @pytest.fixture
@@ -94,9 +95,9 @@ def test_layers_where_the_engine_can_be_loaded(path, inspectable):
 
 
 def test_an_engine_for_another_gpu_is_described_but_not_loaded(bundle, path, inspectable):
-    for record in bundle.engines:
-        record["gpu"] = "NVIDIA L4"
-    bundle.write_manifest()
+    with edited_manifest(bundle) as manifest:
+        for record in manifest["engines"]:
+            record["gpu"] = "NVIDIA L4"
     values = describe(str(path)).values
     assert (
         values["runs here"].startswith("no: it was built on NVIDIA L4") and "deserialize_cuda_engine" not in inspectable.gpu.calls
@@ -135,9 +136,9 @@ def test_the_command(path, tmp_path, no_tensorrt):
 @pytest.fixture
 def with_code(bundle):
     """Engines that run code of their own on the host."""
-    for record in bundle.engines:
-        record["options"]["version_compatible"] = True
-    bundle.write_manifest()
+    with edited_manifest(bundle) as manifest:
+        for record in manifest["engines"]:
+            record["options"]["version_compatible"] = True
 
 
 def test_host_code_only_when_it_is_allowed(bundle, path, tmp_path, with_code, inspectable):

@@ -16,6 +16,8 @@ from mgvq_export import Tokenizer
 from mgvq_export.cli import main
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, BundleError, InputError
+from mgvq_export.core.json_files import to_json
+from mgvq_export.core.manifest import EngineOptions, EngineRecord
 from mgvq_export.core.spec import Part
 from mgvq_export.export.engines import build as engines
 from mgvq_export.export.engines.options import BuildOptions
@@ -23,6 +25,7 @@ from mgvq_export.ops.trt_machine import Machine
 from mgvq_export.runtime import tokenizer as tokenizer_module
 from mgvq_export.runtime.tensorrt.engines import EngineLoader, engine_problems, find_record, load_engine, usable_engines
 from mgvq_export.runtime.tensorrt.session import TensorRtOptions
+from mgvq_export.tests.support.manifests import edited_manifest
 
 HERE = Machine("11.4.0.106", "NVIDIA H200", "9.0")
 WHOLE = BuildOptions(precision="fp32", shapes=((32, 48),))
@@ -44,7 +47,7 @@ def one_line(error) -> str:
 
 
 def engine_path(bundle, part="quantizer"):
-    return bundle.path / next(record["file"] for record in bundle.engines if record["part"] == part)
+    return bundle.path / next(record.file for record in bundle.engines if record.part == part)
 
 
 def open_engines(bundle, **keywords):
@@ -69,15 +72,15 @@ def asked_for(error, monkeypatch):
 
 def change(bundle, precision=None, **values):
     """Change every engine's record, or those of one precision."""
-    for record in bundle.engines:
-        if precision not in (None, record["precision"]):
-            continue
-        for key, value in values.items():
-            if key in record:
-                record[key] = value
-            else:
-                record["options"][key] = value
-    bundle.write_manifest()
+    with edited_manifest(bundle) as manifest:
+        for record in manifest["engines"]:
+            if precision not in (None, record["precision"]):
+                continue
+            for key, value in values.items():
+                if key in record:
+                    record[key] = value
+                else:
+                    record["options"][key] = value
 
 
 # ---- versions and GPUs
@@ -88,37 +91,42 @@ def change(bundle, precision=None, **values):
     [
         ({}, ""),
         ({"tensorrt": "11.3.0.99"}, "built with TensorRT 11.3.0.99, here is 11.4.0.106"),
-        ({"tensorrt": "11.3.0.99", "options": {"version_compatible": True}}, ""),
-        ({"tensorrt": "11.5.0.1", "options": {"version_compatible": True}}, "which is older"),
+        ({"tensorrt": "11.3.0.99", "options": EngineOptions(version_compatible=True)}, ""),
+        ({"tensorrt": "11.5.0.1", "options": EngineOptions(version_compatible=True)}, "which is older"),
         ({"gpu": "NVIDIA L4", "compute_capability": "8.9"}, r"built on NVIDIA L4 \(8.9\), here is NVIDIA H200 \(9.0\)"),
         ({"gpu": "NVIDIA H100"}, "built on NVIDIA H100"),
-        ({"gpu": "NVIDIA L4", "compute_capability": "8.9", "options": {"hardware_compatible": True}}, ""),
+        ({"gpu": "NVIDIA L4", "compute_capability": "8.9", "options": EngineOptions(hardware_compatible=True)}, ""),
     ],
 )
 def test_where_an_engine_runs(record, said):
-    record = {"tensorrt": HERE.tensorrt, "gpu": HERE.gpu, "compute_capability": HERE.compute_capability} | record
-    problems = engine_problems(record, HERE)
+    here = {"tensorrt": HERE.tensorrt, "gpu": HERE.gpu, "compute_capability": HERE.compute_capability}
+    problems = engine_problems(EngineRecord(**here | record), HERE)
     assert len(problems) == bool(said)
     assert not said or re.search(said, problems[0])
 
 
 def test_hardware_compatible_engines_need_ampere():
-    record = {"tensorrt": "11.4", "gpu": "A", "compute_capability": "9.0", "options": {"hardware_compatible": True}}
+    options = EngineOptions(hardware_compatible=True)
+    record = EngineRecord(tensorrt="11.4", gpu="A", compute_capability="9.0", options=options)
     (problem,) = engine_problems(record, Machine("11.4", "NVIDIA T4", "7.5"))
     assert "from compute capability 8.0 on, NVIDIA T4 has 7.5" in problem
 
 
 def test_an_engine_of_this_very_machine_wins_over_a_compatible_one(bundle):
-    own = next(record for record in bundle.engines if record["part"] == "encoder")
-    other = own | {"gpu": "NVIDIA L4", "options": own["options"] | {"hardware_compatible": True}, "file": "other"}
+    own = next(record for record in bundle.engines if record.part == "encoder")
+    other = replace(own, gpu="NVIDIA L4", options=replace(own.options, hardware_compatible=True), file="other")
+
+    def put(*records):
+        bundle.manifest = replace(bundle.manifest, engines=records)
+
     for records in ([own, other], [other, own]):
-        bundle.manifest["engines"] = records
+        put(*records)
         assert usable_engines(bundle, "fp32", HERE) == {Part.ENCODER: own}
-    bundle.manifest["engines"] = [other]
+    put(other)
     assert usable_engines(bundle, "fp32", HERE) == {Part.ENCODER: other}
-    with_code = own | {"options": own["options"] | {"version_compatible": True}}
+    with_code = replace(own, options=replace(own.options, version_compatible=True))
     for records in ([with_code, other], [other, with_code]):  # code is not run where another engine does
-        bundle.manifest["engines"] = records
+        put(*records)
         assert usable_engines(bundle, "fp32", HERE) == {Part.ENCODER: other}
 
 
@@ -137,7 +145,8 @@ def test_an_engine_of_this_very_machine_wins_over_a_compatible_one(bundle):
 )
 def test_engines_that_do_not_run_here(bundle, fake, changes, said):
     fake()
-    bundle.manifest["engines"].sort(key=lambda record: record["part"] == "decoder")
+    with edited_manifest(bundle) as manifest:
+        manifest["engines"].sort(key=lambda record: record["part"] == "decoder")
     change(bundle, **changes)
     with pytest.raises(BackendError, match=said) as error:
         open_engines(bundle)
@@ -232,9 +241,9 @@ def test_the_remedy_for_an_image_no_engine_holds(engine_bundle, fake, monkeypatc
 def test_engines_with_another_kernel_are_refused(bundle, fake, monkeypatch):
     """Only the quantizer holds it: the other engines still run."""
     fake()
-    (quantizer,) = (record for record in bundle.engines if record["kernel"])
-    quantizer["kernel"]["source_sha256"] = "0" * 64
-    bundle.write_manifest()
+    with edited_manifest(bundle) as manifest:
+        (quantizer,) = (record for record in manifest["engines"] if record["kernel"])
+        quantizer["kernel"]["source_sha256"] = "0" * 64
     with open_engines(bundle) as tokenizer:
         with pytest.raises(BackendError, match="of quantizer, the quantizer's GPU kernel inside it is not the one") as error:
             tokenizer.encode(np.zeros((32, 48, 3), np.uint8))
@@ -268,8 +277,7 @@ def test_a_changed_byte_never_reaches_tensorrt(bundle, fake):
 
 def test_a_record_that_leads_out_of_the_bundle(bundle, fake, tmp_path):
     shutil.copy(engine_path(bundle, "encoder"), tmp_path / "encoder.engine")
-    for record in bundle.engines:
-        record["file"] = "../encoder.engine"
+    change(bundle, file="../encoder.engine")
     fake()
     with pytest.raises(BundleError, match="outside the bundle"):
         encode(bundle)
@@ -277,8 +285,8 @@ def test_a_record_that_leads_out_of_the_bundle(bundle, fake, tmp_path):
 
 def test_an_engine_that_is_not_what_the_manifest_says(bundle, fake):
     fake()
-    profiles = [profile for record in bundle.engines if record["part"] == "encoder" for profile in record["profiles"]]
-    change(bundle, profiles=profiles * 2)
+    profiles = [profile for record in bundle.engines if record.part == "encoder" for profile in record.profiles]
+    change(bundle, profiles=to_json(profiles * 2))
     with pytest.raises(BundleError, match=r"fp32/encoder is not what the manifest says") as error:
         load_engine(engine_path(bundle, "encoder"))
     one_line(error)
@@ -312,7 +320,7 @@ def test_engines_in_a_bundle_are_compared_with_their_record(bundle, fake):
     fake()
     path = engine_path(bundle)
     found, record = find_record(path)
-    assert found.path == bundle.path.resolve() and record["part"] == "quantizer"
+    assert found.path == bundle.path.resolve() and record.part == "quantizer"
     engine = load_engine(path)
     assert engine.record == record and engine.name == "fp32/quantizer"
     assert engine.inputs == {"latent": np.float32} and engine.outputs == {"codes": np.int32, "quantized": np.float32}
