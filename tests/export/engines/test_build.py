@@ -131,7 +131,7 @@ def test_profiles(tiny_spec, part, inputs, options, wanted):
     if part is Part.DECODER_TRUNK_FINE:
         assert tiny_spec.inner_stage == 2
     found = profiles(tiny_spec, part, inputs, BuildOptions(**options))
-    assert found == [{inputs[0]["name"]: Profile((1, *shape[1:]), shape, shape)} for shape in wanted]
+    assert found == [{inputs[0].name: Profile((1, *shape[1:]), shape, shape)} for shape in wanted]
 
 
 def test_a_tile_of_no_whole_cells_names_the_nearest(tiny_spec):
@@ -330,7 +330,7 @@ def test_ctrl_c_cancels_and_leaves_nothing(bundle, cache, trt, after_seconds):
     with pytest.raises(KeyboardInterrupt):
         build(bundle, cache)
     assert seen[-1] == "stopped"  # TensorRT was told to stop, and had stopped before the caller went on
-    assert files(bundle.path) == before and Bundle.open(bundle.path).engines == []
+    assert files(bundle.path) == before and Bundle.open(bundle.path).engines == ()
 
 
 def test_a_failing_progress_callback_cancels_and_is_raised(bundle, cache, trt):
