@@ -1,4 +1,4 @@
-"""Bundle -> TensorRT engines in the same bundle. Only what differs from the engines on disk is built."""
+"""Build the TensorRT engines of a bundle into the bundle. Engines that are there already and still fit are kept."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from filelock import lock_descriptor
@@ -131,9 +132,7 @@ def build_engines(
         # Build
         estimate = cache.estimate(task.wanted)
 
-        def report(phase: str, share: float, part=part, index=index, start=start, estimate=estimate) -> None:
-            progress(BuildProgress(part, index, len(tasks), phase, share, time.perf_counter() - start, estimate))
-
+        report = partial(_report, progress, part, index, len(tasks), start, estimate)
         report("", 0.0)
         path = bundle.path / task.wanted.file
         kernel = kernel_source_sha256()
@@ -149,6 +148,19 @@ def build_engines(
         cache.keep_time(task.wanted, seconds)
         add(Engine(part, path, record, False, tuple(reasons), seconds))
     return engines
+
+
+def _report(
+    progress: Callable[[BuildProgress], None],
+    part: Part,
+    index: int,
+    total: int,
+    start: float,
+    estimate: float | None,
+    phase: str,
+    share: float,
+) -> None:
+    progress(BuildProgress(part, index, total, phase, share, time.perf_counter() - start, estimate))
 
 
 def _task(bundle: Bundle, part: Part, options: BuildOptions, machine: Machine) -> _Task:

@@ -1,4 +1,4 @@
-"""TensorRT's builder: one graph in, the bytes of one engine out. Everything here speaks to TensorRT; nothing touches files.
+"""TensorRT's builder: one graph in, the bytes of one engine out. The only module that calls the builder; it writes no files.
 
 Networks are strongly typed: the graph's own types are the engine's types, in TensorRT 10.16 and 11 alike, so no precision is set.
 TF32 is off, because it moves codes between near-equal rows. Flags are taken by name: their numbers differ between versions.
@@ -198,7 +198,7 @@ def _failed(job: EngineJob, what: str, messages: Any, otherwise: str) -> Backend
 
 
 def _monitor(trt: Any, report: Report) -> Any:
-    class Monitor(trt.IProgressMonitor):
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the bindings have no types
         """Passes progress on and cancels. TensorRT calls it from threads of its own, several at once."""
 
         def __init__(self) -> None:

@@ -3,7 +3,7 @@
 A record in the manifest's ``engines`` (:class:`~mgvq_export.core.manifest.EngineRecord`) holds everything that decides what an
 engine computes and where it runs.
 
-Between builds, the user's cache folder keeps TensorRT's timing caches and how long each engine took on this machine.
+Between builds, the user's cache folder keeps TensorRT's timing caches and the build time of each engine on this machine.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _said(value: object) -> str:
 
 @dataclass(frozen=True)
 class BuildCache:
-    """The user's cache folder: timing caches and build times. What cannot be read or written is done without."""
+    """The user's cache folder: timing caches and build times. A file that cannot be read or written is ignored."""
 
     folder: Path
 
