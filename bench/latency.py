@@ -26,8 +26,8 @@ from mgvq_export.core.files import PathLike
 from mgvq_export.core.spec import ModelSpec, Part
 from mgvq_export.core.tokens import Tokens
 from mgvq_export.parity.verify import SAMPLES
+from mgvq_export.runtime.backend import GraphRunner
 from mgvq_export.runtime.image_files import read_image, write_image
-from mgvq_export.runtime.pipeline import Pipeline
 from mgvq_export.runtime.tokenizer import Tokenizer
 
 Size = tuple[int, int]  # height, width
@@ -195,18 +195,18 @@ class TokenizerJob:
     """
 
     def __init__(self, bundle: Path, choices: dict[str, Any], image: Path, folder: Path):
-        self._tokenizer = Tokenizer.open(bundle, **choices)
-        self._sessions: TimedSessions | None = None
-        pipeline = self._tokenizer.pipeline
-        if isinstance(pipeline, Pipeline):  # others do not run graph by graph: of them the whole is timed
-            self._sessions = TimedSessions(pipeline.sessions)
-            self._tokenizer.pipeline = dataclasses.replace(pipeline, sessions=self._sessions)
+        self._sessions: TimedSessions | None = None  # of backends that do not run graph by graph the whole is timed
+        self._tokenizer = Tokenizer.open(bundle, **choices, instrument=self._time)
         self._image = image
         # Named after this object: several jobs write to one folder.
         self._tokens_file, self._image_file = (
             folder / f"{id(self):x}-{time.time_ns()}{suffix}" for suffix in (".safetensors", ".png")
         )
         self._outcome: dict[str, Any] = {}
+
+    def _time(self, graphs: GraphRunner) -> GraphRunner:
+        self._sessions = TimedSessions(graphs)
+        return self._sessions
 
     def warm_up(self) -> None:
         size = read_image(self._image).shape[:2]

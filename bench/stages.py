@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mgvq_export.core.spec import Part
-from mgvq_export.runtime.pipeline import Session, Sessions
+from mgvq_export.runtime.backend import GraphRunner, Session
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of one run: input name, sizes
 
@@ -25,7 +25,7 @@ class TimedSessions:
         runs: (part, shapes of its inputs) -> runs since :meth:`reset`.
     """
 
-    def __init__(self, sessions: Sessions, clock: Callable[[], float] = time.perf_counter):
+    def __init__(self, sessions: GraphRunner, clock: Callable[[], float] = time.perf_counter):
         self._sessions, self._clock = sessions, clock
         self._timed: dict[Part, _TimedSession] = {}
         self.reset()

@@ -32,9 +32,9 @@ from mgvq_export.parity.metrics import psnr
 from mgvq_export.parity.seams import measure_seams
 from mgvq_export.runtime.image_files import read_image, write_image
 from mgvq_export.runtime.images import to_uint8
-from mgvq_export.runtime.pipeline import Pipeline
+from mgvq_export.runtime.pipeline import HostBackend
+from mgvq_export.runtime.tiling.costs import Costs
 from mgvq_export.runtime.tiling.memory import forget_peak, peak_bytes
-from mgvq_export.runtime.tiling.planner import Costs
 from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan
 from mgvq_export.runtime.tokenizer import Tokenizer
 
@@ -91,9 +91,7 @@ def fixed_plan(bundle: Bundle, parts: tuple[Part, ...], size: tuple[int, int], t
             scale = spec.trunk_stride if part is Part.DECODER_TRUNK_COARSE else scales["trunk"]
         window = None if tile is None else (tile // scale, tile // scale)
         steps.append((part, TilePlan.fit((size[0] // scale, size[1] // scale), reach, window, scale=scale, balance=True)))
-    works = [Costs(spec).work(part) for part in parts]
-    tax = sum(work * plan.tiling_overhead for work, (_, plan) in zip(works, steps, strict=True)) / sum(works)
-    return TrunkPlan(tuple(steps), 0, tax)
+    return TrunkPlan(tuple(steps), 0, Costs(spec).overhead(steps))
 
 
 def tax(bundle: Bundle, size: tuple[int, int], measured: bool) -> None:
@@ -123,8 +121,8 @@ def tax(bundle: Bundle, size: tuple[int, int], measured: bool) -> None:
 
 def _trunk(tokenizer: Tokenizer, direction: str, size: tuple[int, int]) -> Callable[[TrunkPlan], float]:
     """Runs the trunk of one direction by a plan and gives the processor time it took, the least of two runs."""
-    spec, pipeline = tokenizer.spec, tokenizer.pipeline
-    assert isinstance(pipeline, Pipeline)  # opened for the CPU
+    spec, pipeline = tokenizer.spec, tokenizer.implementation
+    assert isinstance(pipeline, HostBackend)  # opened for the CPU
     image = texture(*size)
     cells = (size[0] // spec.trunk_stride, size[1] // spec.trunk_stride)
     features = np.random.default_rng(0).standard_normal((1, spec.trunk_channels, *cells), np.float32)
@@ -139,7 +137,7 @@ def _trunk(tokenizer: Tokenizer, direction: str, size: tuple[int, int]) -> Calla
 
     def least(plan: TrunkPlan) -> float:
         for part, _ in plan.steps:
-            pipeline.sessions[part]  # loaded before the clock starts
+            pipeline.graphs[part]  # loaded before the clock starts
         return min(once(plan) for _ in range(2))
 
     return least

@@ -74,7 +74,7 @@ def build(bundle: Path, workspace: str | None, as_json: bool, **options: Any) ->
 
 def _parse_workspace(text: str | None) -> int | None:
     """``"4GiB"`` -> bytes. Raises :class:`InputError`."""
-    from mgvq_export.runtime.tiling.planner import parse_bytes
+    from mgvq_export.runtime.tiling.request import parse_bytes
 
     if text is None:
         return None

@@ -46,11 +46,6 @@ FLOATS = ("fp32", "fp16")
 LARGEST = {"int8": 127.0, "fp8": 448.0}
 PRECISIONS = (*FLOATS, *LARGEST)
 
-# ONNX Runtime would rewrite 8-bit graphs: it drops a Relu before a float8 QuantizeLinear and has no float8 kernels for what it makes of it
-# (seen in 1.31), and its integer kernels round otherwise than the graph says. With these it computes what is written.
-ORT_CONFIG = {"session.disable_quant_qdq": "1"}
-ORT_DISABLED_OPTIMIZERS = ["ReluQuantRewrite"]
-
 # Folders of a bundle with a meaning of their own: the reference that other precisions are held against, and the engines.
 _RESERVED = ("fp32", "engines")
 

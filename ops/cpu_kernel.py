@@ -6,10 +6,12 @@ to find the row. Memory beyond inputs and codes: the packed codebook and a few h
 """
 
 import atexit
+import contextlib
 import functools
 import itertools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from mgvq_export.core.processors import usable_cpus
 from mgvq_export.ops.contract import check_inputs
 
 BLOCK = 64  # rows; 32 and 128 were slower for both released codebook shapes
@@ -124,13 +127,25 @@ def _pack(codebook: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(groups, blocks, BLOCK, dim).transpose(0, 1, 3, 2))
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_limit = threading.local()
+
+
+@contextlib.contextmanager
+def limited_threads(count: int | None) -> Iterator[None]:
+    """Within it, calls of :func:`grouped_argmin` in this thread that name no number of threads use ``count``.
+
+    For callers behind an interface that has no place for the number, such as a custom operator's.
+    """
+    before, _limit.threads = getattr(_limit, "threads", None), count
+    try:
+        yield
+    finally:
+        _limit.threads = before
 
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    pool = ThreadPoolExecutor(_usable_cores(), thread_name_prefix="mgvq-argmin")
+    pool = ThreadPoolExecutor(usable_cpus(), thread_name_prefix="mgvq-argmin")
     atexit.register(pool.shutdown, wait=False)
     return pool
 
@@ -142,7 +157,7 @@ if hasattr(os, "register_at_fork"):
 def grouped_argmin(latent: np.ndarray, codebook: np.ndarray, *, threads: int | None = None) -> np.ndarray:
     """Codes int32 [B, G, h, w], as :func:`mgvq_export.ops.contract.grouped_argmin`, fast.
 
-    ``threads`` is how many pieces the positions are cut into (default: one per usable core). The pieces run on a pool of
+    ``threads`` is how many pieces the positions are cut into (default: that of :func:`limited_threads`, else one per usable core). The pieces run on a pool of
     plain Python threads without the GIL; numba's own parallel loops are not used, because its default threading
     layer may not be entered from two Python threads at once. Safe to call from any number of threads. The first call for
     a new ``d`` on a machine compiles for about a second; the result is cached on disk. Raises ``InputError``.
@@ -153,7 +168,8 @@ def grouped_argmin(latent: np.ndarray, codebook: np.ndarray, *, threads: int | N
     rows = _pack(codebook)
     codes = np.empty((batch, groups, height * width), np.int32)
     scan = functools.partial(_kernel(codebook.shape[2]), flat, rows, codebook.shape[1] - 1, codes)
-    pieces = min(threads or _usable_cores(), max(1, positions * groups // TASK_SLICES))
+    wanted = threads or getattr(_limit, "threads", None) or usable_cpus()
+    pieces = min(wanted, max(1, positions * groups // TASK_SLICES))
     bounds = [round(positions * i / pieces / TILE) * TILE for i in range(pieces)] + [positions]
     futures = [_pool().submit(scan, first, last) for first, last in itertools.pairwise(bounds[1:])]
     scan(bounds[0], bounds[1])  # the first piece runs here: one thread less to wake, and none for small maps

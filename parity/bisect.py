@@ -142,18 +142,17 @@ def _load(bundle: Bundle, precision: str, part: Part) -> tuple[onnx.ModelProto, 
 def _exposed(bundle: Bundle, precision: str, part: Part, feed: np.ndarray) -> tuple[np.ndarray, Values]:
     """The input and all values of a graph by name, computed node by node (no fusions)."""
     import onnx
-    import onnxruntime as ort
+
+    from mgvq_export.ops.ort_session import load_graph, session_options
 
     model, folder = _load(bundle, precision, part)
     known = {value.name for value in model.graph.output}
     model.graph.output.extend(
         onnx.ValueInfoProto(name=name) for node in model.graph.node for name in node.output if name not in known
     )
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options = session_options(optimize=False)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = load_graph(model.SerializeToString(), options)
     (entry,) = session.get_inputs()
     dtype = np.float16 if "float16" in entry.type else np.float32
     names = [value.name for value in session.get_outputs()]

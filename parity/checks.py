@@ -19,9 +19,9 @@ from mgvq_export.parity.network import network_codebook, run_codes, run_decode, 
 from mgvq_export.parity.results import REPORTED, CheckResult
 from mgvq_export.parity.tolerances import budget, tolerance
 from mgvq_export.parity.whole_images import check_whole_images
+from mgvq_export.runtime.backend import Session
 from mgvq_export.runtime.images import to_float, to_uint8
 from mgvq_export.runtime.ort.sessions import OrtSession
-from mgvq_export.runtime.pipeline import Session
 
 _ORACLE_SIDE = 64  # the oracle holds 4 * K bytes per latent position: larger latents are cut to this side, around their centre
 
@@ -143,7 +143,7 @@ def check_quantizer(context: VerificationContext) -> CheckResults:
     limit = tolerance("codes", "operator")
     for precision in context.bundle.precisions:
         tokenizer = context.tokenizer(precision)
-        dtype = tokenizer.pipeline.sessions[Part.QUANTIZER].inputs["latent"]
+        dtype = tokenizer.graphs[Part.QUANTIZER].inputs["latent"]
         latents = {name: _centre(context.latent(name, precision)) for name in context.images}
         probes = graphs.probe_latents(context.codebook, dtype)
         wanted = {name: grouped_argmin(latent, context.codebook) for name, latent in latents.items()}
@@ -167,7 +167,7 @@ def check_quantizer(context: VerificationContext) -> CheckResults:
             f"quantizer/{precision}/rows", "Does the quantizer look up the rows the dequantizer does?", tolerance("exact")
         )
         for name, latent in latents.items():
-            found_codes, found = tokenizer.pipeline.sessions[Part.QUANTIZER].run({"latent": latent}, ["codes", "quantized"])
+            found_codes, found = tokenizer.graphs[Part.QUANTIZER].run({"latent": latent}, ["codes", "quantized"])
             rows.add(name, max_abs(found, graphs.lookup(tokenizer, found_codes)))
         checks.append(rows.result())
     return checks
@@ -178,7 +178,7 @@ def _lowerings(context: VerificationContext, precision: str) -> dict[str, Sessio
     path = context.bundle.graph_path(precision, Part.QUANTIZER)
     found: dict[str, Session] = {"function": OrtSession(path, "ort-cpu", fused_kernels=False)}
     name = "fused" if context.backend == "ort-cpu" else context.backend
-    return {name: context.tokenizer(precision).pipeline.sessions[Part.QUANTIZER], **found}
+    return {name: context.tokenizer(precision).graphs[Part.QUANTIZER], **found}
 
 
 def _centre(latent: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mgvq_export.core.spec import Part, Reach
+from mgvq_export.runtime.backend import Session
 from mgvq_export.runtime.images import to_float
-from mgvq_export.runtime.pipeline import Session
 from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan, smallest_window
 from mgvq_export.runtime.tokenizer import Tokenizer
 
@@ -22,7 +22,7 @@ def run(session: Session, output: str | None = None, **feeds: np.ndarray) -> np.
 def chain(tokenizer: Tokenizer, values: np.ndarray, *parts: Part) -> np.ndarray:
     """``values`` through graphs of one input and one output each."""
     for part in parts:
-        session = tokenizer.pipeline.sessions[part]
+        session = tokenizer.graphs[part]
         (name,) = session.inputs
         values = session.run({name: values})[0]
     return values
@@ -35,13 +35,13 @@ def latent_of(tokenizer: Tokenizer, image: np.ndarray) -> np.ndarray:
 
 def codes_of(tokenizer: Tokenizer, latent: np.ndarray) -> np.ndarray:
     """Latent [B, G*d, h, w] -> codes int32 [B, G, h, w]."""
-    return run(tokenizer.pipeline.sessions[Part.QUANTIZER], "codes", latent=latent)
+    return run(tokenizer.graphs[Part.QUANTIZER], "codes", latent=latent)
 
 
 def lookup(tokenizer: Tokenizer, codes: np.ndarray, groups: int | None = None) -> np.ndarray:
     """Codes int32 [B, G, h, w] -> quantized [B, G*d, h, w] from the first ``groups`` groups (all when None)."""
     used = np.array(codes.shape[1] if groups is None else groups, np.int64)
-    return run(tokenizer.pipeline.sessions[Part.DEQUANTIZER], codes=codes, groups=used)
+    return run(tokenizer.graphs[Part.DEQUANTIZER], codes=codes, groups=used)
 
 
 def pixels_of(tokenizer: Tokenizer, codes: np.ndarray, groups: int | None = None) -> np.ndarray:
@@ -75,7 +75,7 @@ def window_plan(size: tuple[int, int], reach: Reach, *, scale: int = 1) -> TileP
 
 def tiled_latent(tokenizer: Tokenizer, image: np.ndarray, plan: TilePlan) -> np.ndarray:
     """:func:`latent_of`, by the runtime's own pipeline, window by window."""
-    return tokenizer.pipeline.latent(image, TrunkPlan(((Part.ENCODER_TRUNK, plan),)))
+    return tokenizer.implementation.latent(image, TrunkPlan(((Part.ENCODER_TRUNK, plan),)))
 
 
 def tiled_pixels(tokenizer: Tokenizer, codes: np.ndarray, plan: TilePlan) -> np.ndarray:
@@ -91,7 +91,7 @@ def tiled_pixels(tokenizer: Tokenizer, codes: np.ndarray, plan: TilePlan) -> np.
 
 def tiled_image(tokenizer: Tokenizer, codes: np.ndarray, plan: TilePlan) -> np.ndarray:
     """Codes int32 [1, G, h, w] -> uint8 [H, W, 3], by the runtime's own pipeline, window by window."""
-    return tokenizer.pipeline.decode(codes[0], codes.shape[1], TrunkPlan(((Part.DECODER_TRUNK, plan),)))
+    return tokenizer.implementation.decode(codes[0], codes.shape[1], TrunkPlan(((Part.DECODER_TRUNK, plan),)))
 
 
 def probe_latents(codebook: np.ndarray, dtype: np.dtype) -> list[np.ndarray]:

@@ -22,7 +22,7 @@ from mgvq_export.parity.report.write import open_reports
 from mgvq_export.parity.results import ParityReport
 from mgvq_export.runtime.image_files import read_image
 from mgvq_export.runtime.images import pad_to_multiple
-from mgvq_export.runtime.tokenizer import TENSORRT, Tokenizer
+from mgvq_export.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from mgvq_export.model.network import MGVQ
@@ -71,8 +71,8 @@ def verify(
         context = stack.enter_context(contextlib.closing(_make_context(bundle, paths, asked, checkpoint)))
         with Tokenizer.open(bundle, backend=backend) as tokenizer:
             context.backend = tokenizer.backend
-        if context.backend == TENSORRT:  # engines run whole images: single graphs are looked at on the CPU
-            context.backend, context.whole = "ort-cpu", TENSORRT
+            if tokenizer.implementation.graphs is None:  # it runs whole images: single graphs are looked at on the CPU
+                context.backend, context.whole = "ort-cpu", tokenizer.backend
         report = ParityReport()
         for done, name in enumerate(asked):
             progress(name, done)

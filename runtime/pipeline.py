@@ -1,4 +1,4 @@
-"""Runs a tokenizer's graphs over the windows of a plan: trunk by windows, head once on the whole map.
+"""The backend that runs graph by graph with host arrays between: trunk by windows, head once on the whole map.
 
 Untiled is the plan with one window; nothing else distinguishes it. The host holds the image, the maps between graphs, and one
 batch of windows. Stopping between windows (an exception from ``progress``, Ctrl-C) leaves nothing behind.
@@ -6,79 +6,150 @@ batch of windows. Stopping between windows (an exception from ``progress``, Ctrl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
-from mgvq_export.core.spec import Part
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.spec import TRUNKS, Part
+from mgvq_export.runtime.backend import Array, GraphRunner, Progress, silent
 from mgvq_export.runtime.images import to_float, to_uint8
 from mgvq_export.runtime.tiling import blend
+from mgvq_export.runtime.tiling.costs import CostModel
+from mgvq_export.runtime.tiling.memory import resident_bytes
+from mgvq_export.runtime.tiling.planner import Planner
+from mgvq_export.runtime.tiling.request import Size, Tiling, default_limit
 from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan, Window
 
-#: Called after each batch of windows with (windows done, windows in all).
-Progress = Callable[[int, int], None]
-
 #: The input batch of some windows of a plan, in a dtype.
-Load = Callable[[tuple[Window, ...], TilePlan, np.dtype], np.ndarray]
+Load = Callable[[tuple[Window, ...], TilePlan, "np.dtype[np.generic]"], Array]
 
 #: Takes the output of some windows, [len, C, h, w].
-Store = Callable[[tuple[Window, ...], np.ndarray], None]
-
-
-def silent(done: int, total: int) -> None:
-    """The :data:`Progress` of nobody who wants to know."""
-
-
-class Session(Protocol):
-    """One loaded graph of any backend."""
-
-    @property
-    def inputs(self) -> Mapping[str, np.dtype]:
-        """Names -> dtypes, in the graph's order."""
-
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: list[str] | None = None) -> list[np.ndarray]:
-        """The outputs named, or all, in order."""
-
-
-class Sessions(Protocol):
-    """The graphs of one bundle, by part."""
-
-    def __getitem__(self, part: Part, /) -> Session: ...
-
-    def drop(self, part: Part) -> None:
-        """Forget a loaded graph, so that its memory can be returned."""
-
-    def close(self) -> None: ...
+Store = Callable[[tuple[Window, ...], Array], None]
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """Encoding and decoding with host arrays between the graphs: the way of ONNX Runtime and PyTorch."""
+class HostBackend:
+    """A :class:`~mgvq_export.runtime.backend.Backend` over single graphs.
 
-    sessions: Sessions
+    Attributes:
+        bundle: the graphs' bundle.
+        name: the backend's.
+        precision: what the graphs compute with.
+        graphs: runs them.
+        tiling: what the user asked for.
+        model: what runs cost, for plans.
+        on_host: whether the graphs work in the host's memory, whose size then is the limit when none is given.
+    """
+
+    bundle: Bundle
+    name: str
+    precision: str
+    graphs: GraphRunner
+    tiling: Tiling = field(default_factory=Tiling)
+    model: CostModel = field(default_factory=CostModel)
+    on_host: bool = True
 
     def close(self) -> None:
         """Drop the loaded graphs and their memory."""
-        self.sessions.close()
+        self.graphs.close()
 
-    def encode(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
+    def with_tiling(self, tiling: Tiling) -> HostBackend:
+        """The same loaded graphs under another request for tiling."""
+        return replace(self, tiling=tiling)
+
+    # ---- plans
+
+    def plan_encode(self, size: Size) -> TrunkPlan:
+        """How an image of ``size`` is encoded. Raises :class:`InputError` when it cannot be under the memory limit."""
+        planner = self._planner(Part.ENCODER_TRUNK, Part.ENCODER_HEAD, Part.QUANTIZER)
+        return self._ready(planner.encode(size), Part.ENCODER_TRUNK)
+
+    def plan_decode(self, size: Size) -> TrunkPlan:
+        """How an image of ``size`` is decoded. Raises :class:`InputError` when it cannot be under the memory limit."""
+        planner = self._planner(Part.DECODER_TRUNK, Part.DECODER_HEAD, Part.DEQUANTIZER)
+        return self._ready(planner.decode(size), Part.DECODER_TRUNK)
+
+    def _planner(self, *parts: Part) -> Planner:
+        for part in parts:  # their weights are then part of what the process is seen to hold
+            self.graphs[part]
+        limit, base = self.tiling.limit, resident_bytes()
+        if limit is None and self.on_host:
+            limit = default_limit()
+        reaches = {part: self.bundle.reach(part) for part in TRUNKS if self.bundle.has_part(part)}
+        return Planner(self.bundle.spec, reaches, base, limit, tiling=self.tiling.mode, tile=self.tiling.tile, model=self.model)
+
+    def _ready(self, plan: TrunkPlan, trunk: Part) -> TrunkPlan:
+        if len(plan.steps) > 1:  # the two halves bring the same weights again
+            self.graphs.drop(trunk)
+        return plan
+
+    # ---- batches
+
+    def encode_batch(self, images: Sequence[Array], progress: Progress = silent) -> list[Array]:
+        """:meth:`encode` of images of one size; those of one window run together, as many as the memory limit allows."""
+        plan = self.plan_encode(images[0].shape[:2])
+        codes: list[Array] = []
+        for group in self._groups(images, plan):
+            codes += self._encode_together(group) if plan.mode == "off" else [self.encode(group[0], plan)]
+            progress(len(codes), len(images))
+        return codes
+
+    def decode_batch(self, codes: Sequence[Array], groups: int, progress: Progress = silent) -> list[Array]:
+        """:meth:`decode` of codes of one size; those of one window run together, as many as the memory limit allows."""
+        f = self.bundle.spec.downsample
+        plan = self.plan_decode((codes[0].shape[1] * f, codes[0].shape[2] * f))
+        images: list[Array] = []
+        for group in self._groups(codes, plan):
+            images += self._decode_together(group, groups) if plan.mode == "off" else [self.decode(group[0], groups, plan)]
+            progress(len(images), len(codes))
+        return images
+
+    def _groups(self, items: Sequence[Array], plan: TrunkPlan) -> Iterator[Sequence[Array]]:
+        """The items in order, as many together as run at once under ``plan``."""
+        together = plan.together
+        for start in range(0, len(items), together):
+            yield items[start : start + together]
+
+    def _encode_together(self, images: Sequence[Array]) -> list[Array]:
+        """Images of one size, in one run of every graph."""
+        trunk = self.graphs[Part.ENCODER_TRUNK]
+        ((name, dtype),) = trunk.inputs.items()
+        batch = np.empty((len(images), 3, *images[0].shape[:2]), dtype)
+        for index, image in enumerate(images):
+            to_float(image, batch[index : index + 1])
+        (features,) = trunk.run({name: batch})
+        (latent,) = self.graphs[Part.ENCODER_HEAD].run({"features": features})
+        (codes,) = self.graphs[Part.QUANTIZER].run({"latent": latent}, ["codes"])
+        return list(codes)
+
+    def _decode_together(self, codes: Sequence[Array], groups: int) -> list[Array]:
+        """Codes of one size, in one run of every graph."""
+        feeds: dict[str, Array] = {"codes": np.stack(codes).astype(np.int32), "groups": np.array(groups, np.int64)}
+        (quantized,) = self.graphs[Part.DEQUANTIZER].run(feeds)
+        (features,) = self.graphs[Part.DECODER_HEAD].run({"quantized": quantized})
+        (pixels,) = self.graphs[Part.DECODER_TRUNK].run({"features": features})
+        return [to_uint8(image) for image in pixels]
+
+    # ---- one image
+
+    def encode(self, image: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """uint8 [H, W, 3], H and W multiples of f -> codes int32 [G, H/f, W/f]."""
         if plan.mode == "blend":
-            return blend.encode(self.sessions, image, plan.steps[0][1], progress)
+            return blend.encode(self.graphs, image, plan.steps[0][1], progress)
         latent = self.latent(image, plan, progress)
-        (codes,) = self.sessions[Part.QUANTIZER].run({"latent": latent}, ["codes"])
+        (codes,) = self.graphs[Part.QUANTIZER].run({"latent": latent}, ["codes"])
         return codes[0]
 
-    def latent(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
+    def latent(self, image: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """uint8 [H, W, 3] -> latent [1, G*d, H/f, W/f] in the graphs' float type."""
         features = self.encode_trunk(image, plan, progress)
-        (latent,) = self.sessions[Part.ENCODER_HEAD].run({"features": features})
+        (latent,) = self.graphs[Part.ENCODER_HEAD].run({"features": features})
         return latent
 
-    def encode_trunk(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
+    def encode_trunk(self, image: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """uint8 [H, W, 3] -> features [1, C, H/s, W/s] in the graphs' float type, stitched from the windows of ``plan``."""
         steps = _Counter(plan.total, progress)
         (part, windows), *rest = plan.steps
@@ -87,11 +158,11 @@ class Pipeline:
             features = self._map(part, windows, partial(_load_map, features), steps)
         return features
 
-    def _map(self, part: Part, plan: TilePlan, load: Load, steps: _Counter) -> np.ndarray:
+    def _map(self, part: Part, plan: TilePlan, load: Load, steps: _Counter) -> Array:
         """The output map of ``part``, [1, C, H, W], stitched from its windows."""
-        stitched: np.ndarray | None = None
+        stitched: Array | None = None
 
-        def store(windows: tuple[Window, ...], found: np.ndarray) -> None:
+        def store(windows: tuple[Window, ...], found: Array) -> None:
             nonlocal stitched
             if len(plan.windows) == 1:
                 stitched = found
@@ -107,26 +178,26 @@ class Pipeline:
 
     def _run(self, part: Part, plan: TilePlan, load: Load, store: Store, steps: _Counter) -> None:
         """Run ``part`` on batches of windows; at any time one batch and its outputs are held."""
-        session = self.sessions[part]
+        session = self.graphs[part]
         ((name, dtype),) = session.inputs.items()
         for windows in plan.batches():
             store(windows, session.run({name: load(windows, plan, dtype)})[0])
             steps.add(len(windows))
 
-    def decode(self, codes: np.ndarray, groups: int, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
+    def decode(self, codes: Array, groups: int, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """Codes [G, h, w] -> uint8 [h*f, w*f, 3], from the first ``groups`` groups."""
-        feeds: dict[str, np.ndarray] = {"codes": codes[None].astype(np.int32), "groups": np.array(groups, np.int64)}
-        (quantized,) = self.sessions[Part.DEQUANTIZER].run(feeds)
+        feeds: dict[str, Array] = {"codes": codes[None].astype(np.int32), "groups": np.array(groups, np.int64)}
+        (quantized,) = self.graphs[Part.DEQUANTIZER].run(feeds)
         return self.reconstruct(quantized, plan, progress)
 
-    def reconstruct(self, quantized: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
+    def reconstruct(self, quantized: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """Quantized latent [1, G*d, h, w] -> uint8 [h*f, w*f, 3]."""
         if plan.mode == "blend":
-            return blend.reconstruct(self.sessions, quantized, plan.steps[0][1], progress)
-        (features,) = self.sessions[Part.DECODER_HEAD].run({"quantized": quantized})
+            return blend.reconstruct(self.graphs, quantized, plan.steps[0][1], progress)
+        (features,) = self.graphs[Part.DECODER_HEAD].run({"quantized": quantized})
         return self.decode_trunk(features, plan, progress)
 
-    def decode_trunk(self, features: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
+    def decode_trunk(self, features: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """Features [1, C, h, w] -> uint8 [h*s, w*s, 3], in the windows of ``plan``."""
         counter = _Counter(plan.total, progress)
         *first, (last, pixels_plan) = plan.steps
@@ -135,7 +206,7 @@ class Pipeline:
         height, width = pixels_plan.output_size
         image = np.empty((height, width, 3), np.uint8)
 
-        def store(group: tuple[Window, ...], found: np.ndarray) -> None:
+        def store(group: tuple[Window, ...], found: Array) -> None:
             for window, pixels in zip(group, found, strict=True):
                 to_uint8(pixels[(slice(None), *window.crop)], image[window.kept])
 
@@ -156,14 +227,14 @@ class _Counter:
         self.progress(self.done, self.total)
 
 
-def _load_pixels(image: np.ndarray, windows: tuple[Window, ...], plan: TilePlan, dtype: np.dtype) -> np.ndarray:
+def _load_pixels(image: Array, windows: tuple[Window, ...], plan: TilePlan, dtype: np.dtype[np.generic]) -> Array:
     batch = np.empty((len(windows), 3, *plan.window), dtype)
     for index, window in enumerate(windows):
         to_float(image[window.source], batch[index : index + 1])
     return batch
 
 
-def _load_map(values: np.ndarray, windows: tuple[Window, ...], plan: TilePlan, dtype: np.dtype) -> np.ndarray:
+def _load_map(values: Array, windows: tuple[Window, ...], plan: TilePlan, dtype: np.dtype[np.generic]) -> Array:
     if len(plan.windows) == 1:
         return values
     return np.concatenate([values[(slice(None), slice(None), *window.source)] for window in windows]).astype(dtype, copy=False)

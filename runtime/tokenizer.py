@@ -2,57 +2,79 @@
 
 from __future__ import annotations
 
-import contextlib
-import weakref
+import operator
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError, MgvqError
 from mgvq_export.core.files import PathLike
-from mgvq_export.core.spec import TRUNKS, Part
 from mgvq_export.core.tokens import Tokens
-from mgvq_export.ops.trt_machine import find_machine
+from mgvq_export.runtime.backend import Array, Backend, GraphRunner, Progress, RunOptions, open_backend, silent
 from mgvq_export.runtime.images import check_image, crop, pad_to_multiple
-from mgvq_export.runtime.ort.sessions import PROVIDERS, OrtSessions
-from mgvq_export.runtime.pipeline import Pipeline, Progress, silent
-from mgvq_export.runtime.tensorrt.engines import missing_reason, usable_engines
-from mgvq_export.runtime.tensorrt.pipeline import TensorRtPipeline
-from mgvq_export.runtime.tensorrt.session import TensorRtOptions, TensorRtSession
-from mgvq_export.runtime.tiling.memory import resident_bytes, return_freed_memory
-from mgvq_export.runtime.tiling.planner import Planner, Tiling, default_limit
+from mgvq_export.runtime.tiling.request import Size, Tiling
 from mgvq_export.runtime.tiling.windows import TrunkPlan
 
-TENSORRT = "tensorrt"
-BACKENDS = ("auto", *PROVIDERS, TENSORRT)
+if TYPE_CHECKING:
+    from mgvq_export.runtime.tensorrt.session import TensorRtOptions
+
+T = TypeVar("T")
 
 
 class Tokenizer:
     """Encodes images to :class:`~mgvq_export.core.tokens.Tokens` and decodes them, with the graphs of a bundle.
 
-    A context manager; graphs are loaded when first used and dropped at the end, also of a tokenizer that is forgotten unclosed. ::
+    A context manager; graphs are loaded when first used and dropped at the end, also of a tokenizer that is forgotten unclosed. A copy
+    pickled to another process loads its own. ::
 
         with Tokenizer.open("bundle") as tokenizer:
             tokens = tokenizer.encode(image)
             again = tokenizer.decode(tokens)
+
+    Attributes:
+        bundle, spec: what it was opened over.
+        implementation: the :class:`~mgvq_export.runtime.backend.Backend` that does the work.
+        tiling: what was asked for.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        pipeline: Pipeline | TensorRtPipeline,
-        *,
-        backend: str,
-        precision: str,
-        tiling: Tiling | None = None,
-    ):
+    def __init__(self, bundle: Bundle, implementation: Backend, options: RunOptions):
         """Use :meth:`open`."""
-        self.tiling = tiling or Tiling()
         self.bundle, self.spec = bundle, bundle.spec
-        self.backend, self.precision = backend, precision
-        self.pipeline = pipeline
+        self._implementation, self._options = implementation, options
+
+    @property
+    def implementation(self) -> Backend:
+        """What does the work."""
+        return self._implementation
+
+    @property
+    def backend(self) -> str:
+        """The backend's name, such as ``ort-cpu``."""
+        return self._implementation.name
+
+    @property
+    def precision(self) -> str:
+        """What the graphs compute with, such as ``fp32``."""
+        return self._implementation.precision
+
+    @property
+    def tiling(self) -> Tiling:
+        """Mode, tile and memory limit, as asked for."""
+        return self._options.tiling
+
+    @property
+    def graphs(self) -> GraphRunner:
+        """Runs single graphs on float arrays. Raises :class:`BackendError` where only whole images run (TensorRT engines)."""
+        graphs = self._implementation.graphs
+        if graphs is None:
+            raise BackendError(
+                f"{self.backend} runs whole images of the sizes its engines were built for; choose --backend ort-cpu or ort-cuda"
+            )
+        return graphs
 
     @classmethod
     def open(
@@ -67,6 +89,7 @@ class Tokenizer:
         memory_limit: str | int | None = None,
         tensorrt: TensorRtOptions | None = None,
         allow_host_code: bool = False,
+        instrument: Callable[[GraphRunner], GraphRunner] | None = None,
     ) -> Tokenizer:
         """A tokenizer over ``bundle``.
 
@@ -75,7 +98,7 @@ class Tokenizer:
                 machine, else the GPU when ONNX Runtime can use one, else the CPU.
             precision: ``fp32`` or ``fp16``; when None, with TensorRT that of the engines (``fp16`` first), else ``fp32`` if the bundle
                 has it, else what it has.
-            threads: CPU threads of one operator; all cores when None.
+            threads: CPU threads that one image's graphs run on; when None, all that this process may use (affinity, container quota).
             tiling: ``auto``: one window when it fits in memory, else exact windows; ``off``, ``exact``; or ``blend``, which changes
                 the codes and is there for comparison.
             tile: side of the windows in image pixels, or ``(height, width)``; chosen by the memory limit when None.
@@ -85,35 +108,37 @@ class Tokenizer:
             tensorrt: how engines run, such as on which CUDA stream; used with TensorRT only.
             allow_host_code: also run version-compatible engines. They run code inside the engine file on the host: only for engines
                 you trust.
+            instrument: wraps what runs single graphs before it is used, to time or record its runs. Not used by backends that run whole images.
 
         Raises:
-            InputError: an unknown tiling, or a memory limit that is no size.
+            InputError: an unknown tiling, a memory limit that is no size, or no number of threads.
             BundleError: no bundle, or it lacks the precision.
             BackendError: the backend is unknown, not installed, or did not load.
         """
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(bundle)
-        if backend not in BACKENDS:
-            raise BackendError(f"no backend {backend!r}; choose {', '.join(BACKENDS)}")
-        if precision is not None:
-            bundle.graph(precision, Part.QUANTIZER)  # names the precisions it has when this one is missing
-        choice = Tiling.parse(tiling, tile, memory_limit)
-        if backend == TENSORRT or (backend == "auto" and choice.mode != "blend"):
-            options = tensorrt or TensorRtOptions()
-            options = replace(options, allow_host_code=allow_host_code or options.allow_host_code)
-            here = _engines_here(bundle, precision, backend, options.allow_host_code)
-            if here is not None:
-                pipeline = TensorRtPipeline(bundle, here, choice, options)
-                # By the end of the process at the latest everything is given back, and a stream of the caller's may be gone by then.
-                weakref.finalize(pipeline, _close_session, pipeline.session).atexit = False
-                return cls(bundle, pipeline, backend=TENSORRT, precision=here, tiling=choice)
-        precision = precision or ("fp32" if "fp32" in bundle.precisions else bundle.precisions[0])
-        if backend == "auto":
-            backend = _best_backend()
-        if memory_limit is not None:
-            return_freed_memory()
-        sessions = OrtSessions(bundle, precision, backend, threads=threads)
-        return cls(bundle, Pipeline(sessions), backend=backend, precision=precision, tiling=choice)
+        # A relative path would mean another folder after the process has changed its own.
+        bundle = replace(bundle, path=Path(bundle.path).absolute())
+        options = RunOptions(
+            precision,
+            None if threads is None else _positive("threads", threads),
+            Tiling.parse(tiling, tile, memory_limit),
+            tensorrt,
+            allow_host_code,
+            instrument,
+        )
+        return cls(bundle, open_backend(backend, bundle, options), options)
+
+    def with_tiling(
+        self, tiling: str = "auto", *, tile: int | tuple[int, int] | None = None, memory_limit: str | int | None = None
+    ) -> Tokenizer:
+        """This tokenizer's loaded graphs under another tiling; arguments as :meth:`open` has them. Closing either closes both."""
+        options = replace(self._options, tiling=Tiling.parse(tiling, tile, memory_limit))
+        return Tokenizer(self.bundle, self._implementation.with_tiling(options.tiling), options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Loaded graphs stay behind: they belong to this process.
+        return _reopen, (self.bundle, self.backend, replace(self._options, precision=self.precision))
 
     def __enter__(self) -> Tokenizer:
         return self
@@ -127,66 +152,86 @@ class Tokenizer:
 
     def close(self) -> None:
         """Drop the loaded graphs and their memory."""
-        self.pipeline.close()
+        self._implementation.close()
 
     def encode_plan(self, height: int, width: int) -> TrunkPlan:
         """How an image of this size is encoded. Raises :class:`InputError` when it cannot be under the memory limit."""
-        if isinstance(self.pipeline, TensorRtPipeline):
-            return self.pipeline.encode_plan(self._padded(height, width))
-        planner = self._planner(Part.ENCODER_TRUNK, Part.ENCODER_HEAD, Part.QUANTIZER)
-        return self._ready(planner.encode(self._padded(height, width)), Part.ENCODER_TRUNK)
+        return self._implementation.plan_encode(self._padded(height, width))
 
     def decode_plan(self, height: int, width: int) -> TrunkPlan:
         """How an image of this size is decoded. Raises :class:`InputError` when it cannot be under the memory limit."""
-        if isinstance(self.pipeline, TensorRtPipeline):
-            return self.pipeline.decode_plan(self._padded(height, width))
-        planner = self._planner(Part.DECODER_TRUNK, Part.DECODER_HEAD, Part.DEQUANTIZER)
-        return self._ready(planner.decode(self._padded(height, width)), Part.DECODER_TRUNK)
+        return self._implementation.plan_decode(self._padded(height, width))
 
-    def _planner(self, *parts: Part) -> Planner:
-        sessions = self.pipeline.sessions
-        for part in parts:  # their weights are then part of what the process is seen to hold
-            sessions[part]
-        limit, base = self.tiling.limit, resident_bytes()
-        if limit is None and self.backend == "ort-cpu":  # the host's memory says nothing about the GPU's
-            limit = default_limit()
-        # ONNX Runtime's CPU kernels compute float16 graphs in float32 wherever they have no float16 form.
-        itemsize = 2 if self.bundle.base(self.precision) == "fp16" and self.backend != "ort-cpu" else 4
-        reaches = {part: self.bundle.reach(part) for part in TRUNKS if self.bundle.has_part(part)}
-        mode, tile = self.tiling.mode, self.tiling.tile
-        return Planner(self.spec, reaches, base, limit, tiling=mode, tile=tile, itemsize=itemsize, backend=self.backend)
-
-    def _ready(self, plan: TrunkPlan, trunk: Part) -> TrunkPlan:
-        if len(plan.steps) > 1:  # the two halves bring the same weights again
-            self.pipeline.sessions.drop(trunk)
-        return plan
-
-    def _padded(self, height: int, width: int) -> tuple[int, int]:
+    def _padded(self, height: int, width: int) -> Size:
         f = self.spec.downsample
-        return -(-height // f) * f, -(-width // f) * f
+        return -(-_positive("height", height) // f) * f, -(-_positive("width", width) // f) * f
 
-    def encode(self, image: np.ndarray, *, plan: TrunkPlan | None = None, progress: Progress = silent) -> Tokens:
-        """The tokens of ``image``, uint8 [H, W, 3], of any size.
+    def encode(self, image: Array, *, plan: TrunkPlan | None = None, progress: Progress = silent) -> Tokens:
+        """The tokens of ``image``, uint8 [H, W, 3], of any size; a Pillow image in mode RGB will do.
 
         Sides that are no multiple of f are extended by repeating the last row and column; the tokens remember the size.
         ``plan``: how, as :meth:`encode_plan` gave it for this size; made anew when None. Raises :class:`InputError` for any other array.
         """
-        padded, size = pad_to_multiple(check_image(image), self.spec.downsample)
-        codes = self.pipeline.encode(padded, plan or self.encode_plan(*size), progress)
+        padded, size = pad_to_multiple(_as_image(image), self.spec.downsample)
+        codes = self._implementation.encode(padded, plan or self.encode_plan(*size), progress)
+        return self._tokens(codes, size)
+
+    def _tokens(self, codes: Array, size: Size) -> Tokens:
         return Tokens.from_spec(self.spec, codes, size, self.bundle.codebook_sha256)
+
+    def encode_batch(self, images: Sequence[Array], *, progress: Progress = silent) -> list[Tokens]:
+        """:meth:`encode` of every image, in the order given, with the same codes.
+
+        Images that have one size once padded run together, as many as the memory limit allows: for small ones that is faster.
+        ``progress`` is called with the number of images done and of all.
+
+        Raises :class:`InputError` for anything but uint8 [H, W, 3], naming its place, before any image is encoded.
+        """
+        padded = [pad_to_multiple(_as_image(image, f"image {place}"), self.spec.downsample) for place, image in enumerate(images)]
+        codes = _by_size(padded, lambda one: one[0].shape[:2], self._encode_some, progress)
+        return [self._tokens(one, size) for one, (_, size) in zip(codes, padded, strict=True)]
+
+    def _encode_some(self, padded: Sequence[tuple[Array, Size]], progress: Progress) -> list[Array]:
+        return self._implementation.encode_batch([image for image, _ in padded], progress)
 
     def decode(
         self, tokens: Tokens, *, groups: int | None = None, plan: TrunkPlan | None = None, progress: Progress = silent
-    ) -> np.ndarray:
+    ) -> Array:
         """The image of ``tokens``, uint8 [H, W, 3].
 
         ``groups``: how many of the coarse-to-fine groups to use, 1 to G; all when None. ``plan``: how, as :meth:`decode_plan` gave
-        it for this size; made anew when None. Raises :class:`TokensError` when the tokens belong to another codebook, :class:`InputError` when ``groups`` is out of range.
+        it for this size; made anew when None. Raises :class:`TokensError` when the tokens belong to another codebook,
+        :class:`InputError` when ``groups`` is out of range or ``tokens`` are none.
         """
-        tokens.check_model(self.spec, self.bundle.codebook_sha256)
+        self._check_tokens(tokens)
         used = self.check_groups(groups)
-        image = self.pipeline.decode(tokens.codes, used, plan or self.decode_plan(*tokens.image_size), progress)
+        image = self._implementation.decode(tokens.codes, used, plan or self.decode_plan(*tokens.image_size), progress)
         return np.ascontiguousarray(crop(image, tokens.image_size))
+
+    def decode_batch(self, tokens: Sequence[Tokens], *, groups: int | None = None, progress: Progress = silent) -> list[Array]:
+        """:meth:`decode` of all ``tokens``, in the order given, with the same pixels up to the rounding of sums.
+
+        Those of one size run together, as many as the memory limit allows. ``progress`` is called with the number of images done
+        and of all. Raises as :meth:`decode`, before any image is decoded.
+        """
+        for place, one in enumerate(tokens):
+            self._check_tokens(one, f"tokens {place}")
+        used = self.check_groups(groups)
+
+        def decode_some(some: Sequence[Tokens], told: Progress) -> list[Array]:
+            return self._implementation.decode_batch([one.codes for one in some], used, told)
+
+        images = _by_size(tokens, lambda one: one.grid_size, decode_some, progress)
+        return [np.ascontiguousarray(crop(image, one.image_size)) for image, one in zip(images, tokens, strict=True)]
+
+    def _check_tokens(self, tokens: Tokens, what: str = "tokens") -> None:
+        if not isinstance(tokens, Tokens):
+            got = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, np.ndarray) else type(tokens).__name__
+            raise InputError(
+                f"{what} is {got}; wanted Tokens: make them of codes [G, h, w] with "
+                "Tokens.from_spec(tokenizer.spec, codes, (height, width), tokenizer.bundle.codebook_sha256)"
+            )
+        tokens.check_model(self.spec, self.bundle.codebook_sha256)
 
     def check_groups(self, groups: int | None) -> int:
         """``groups``, or all of them when None. Raises :class:`InputError` when out of range."""
@@ -197,53 +242,42 @@ class Tokenizer:
         return int(groups)
 
 
-def _close_session(session: TensorRtSession) -> None:
-    with contextlib.suppress(MgvqError):  # nobody is left to be told
-        session.close()
+def _reopen(bundle: Bundle, backend: str, options: RunOptions) -> Tokenizer:
+    """The tokenizer that was pickled, in this process."""
+    return Tokenizer(bundle, open_backend(backend, bundle, options), options)
 
 
-def _engines_here(bundle: Bundle, precision: str | None, backend: str, allow_host_code: bool) -> str | None:
-    """The precision (the one asked for, when one is) of which the bundle has engines that run on this machine.
+def _as_image(image: object, what: str = "image") -> Array:
+    """A checked uint8 [H, W, 3]; of a Pillow image, its pixels."""
+    if not isinstance(image, np.ndarray) and hasattr(image, "__array_interface__"):
+        image = np.asarray(image)
+    return check_image(image, what)  # type: ignore[arg-type]  # it refuses what is no array
 
-    ``auto`` gets None where there are none, or where those of the quantizer, without which nothing runs, do not run. Raises
-    :class:`BackendError`, saying why, when TensorRT was asked for by name and none run.
-    """
-    named = backend == TENSORRT
-    if not bundle.engines and not named:
-        return None  # without looking for TensorRT
+
+def _positive(what: str, value: object) -> int:
+    """A whole number of at least 1, of any integer type. Raises :class:`InputError`."""
     try:
-        machine = find_machine()
-    except BackendError:
-        if named:
-            raise
-        return None
-    names = _engine_precisions(bundle, precision)
-    usable = {name: usable_engines(bundle, name, machine, allow_host_code=allow_host_code) for name in names}
-    built = {(record.precision, record.part) for record in bundle.engines}
-    ends = (Part.QUANTIZER, Part.DEQUANTIZER)
-    whole = [name for name in names if usable[name] and all(part in usable[name] or (name, part) not in built for part in ends)]
-    if whole or not named:
-        return next(iter(whole), None)
-    some = [name for name in names if usable[name]]
-    if some:
-        return some[0]
-    nearest = next(
-        (name for name in names if usable_engines(bundle, name, machine, allow_host_code=True)), names[0]
-    )  # lacks but the permission
-    raise BackendError(missing_reason(bundle, nearest, machine, allow_host_code=allow_host_code))
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise InputError(f"{what} is {value!r}; wanted a whole number of at least 1")
+    return number
 
 
-def _engine_precisions(bundle: Bundle, precision: str | None) -> list[str]:
-    """Precisions to look for engines of: the one asked for; else those with engines first, and of these fp16, then fp32."""
-    if precision is not None:
-        return [precision]
-    built = {record.precision for record in bundle.engines}
-    return sorted(bundle.precisions, key=lambda name: (name not in built, name != "fp16", name != "fp32"))
-
-
-def _best_backend() -> str:
-    import onnxruntime as ort
-
-    # Listing the provider says only that the wheel was built with it; a device file says that there is a GPU to use.
-    gpu = "CUDAExecutionProvider" in ort.get_available_providers() and Path("/dev/nvidia0").exists()
-    return "ort-cuda" if gpu else "ort-cpu"
+def _by_size(
+    items: Sequence[T],
+    size_of: Callable[[T], Hashable],
+    run: Callable[[Sequence[T], Progress], list[Array]],
+    progress: Progress,
+) -> list[Array]:
+    """``run`` on the items of each size; the results in the order of the items."""
+    places: dict[Hashable, list[int]] = {}
+    for place, item in enumerate(items):
+        places.setdefault(size_of(item), []).append(place)
+    results: dict[int, Array] = {}
+    for same in places.values():
+        before = len(results)
+        found = run([items[place] for place in same], lambda done, _, before=before: progress(before + done, len(items)))  # type: ignore[misc]
+        results.update(zip(same, found, strict=True))
+    return [results[place] for place in range(len(items))]

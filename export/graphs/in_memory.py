@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from mgvq_export.core.precision_plan import ORT_CONFIG, ORT_DISABLED_OPTIMIZERS
 from mgvq_export.export.graphs.builder import WeightStore
+from mgvq_export.ops.ort_session import load_graph, session_options
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -25,27 +25,15 @@ def load_session(
         outputs: further values of the graph to give, by name, after its own outputs; the graph is not optimized across them.
         threads: threads of one operator; all cores when None.
     """
-    import onnxruntime as ort
-
     if outputs:
         model = onnx.ModelProto.FromString(model.SerializeToString())
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    for key, value in ORT_CONFIG.items():
-        options.add_session_config_entry(key, value)
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options = session_options(threads=threads)
     arrays = dict(weights.offsets.values())
     external = [tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
     values = [_value(arrays[_offset(tensor)], tensor) for tensor in external]
     options.add_external_initializers([tensor.name for tensor in external], values)
-    return ort.InferenceSession(
-        model.SerializeToString(),
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=ORT_DISABLED_OPTIMIZERS,
-    )
+    return load_graph(model.SerializeToString(), options)
 
 
 def _offset(tensor: TensorProto) -> int:

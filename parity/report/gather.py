@@ -167,10 +167,10 @@ def _tiling(context: VerificationContext, data: ReportData) -> None:
     else:
         raise InputError("no image is large enough to be cut into windows")
     untiled, whole = _valid_codes(context, name, reference), to_uint8(context.pixels(name, reference))
-    pipeline = context.tokenizer(reference).pipeline
+    backend = context.tokenizer(reference).implementation
     for mode, (encode_plan, decode_plan) in plans.items():
-        codes = pipeline.encode(context.images[name], encode_plan)
-        decoded = pipeline.decode(untiled[0], spec.groups, decode_plan)
+        codes = backend.encode(context.images[name], encode_plan)
+        decoded = backend.decode(untiled[0], spec.groups, decode_plan)
         ((_, windows),) = decode_plan.steps
         borders = [sorted({window.kept[axis].start for window in windows.windows} - {0}) for axis in (0, 1)]
         error = np.abs(decoded.astype(np.int16) - whole).max(axis=2).astype(np.uint8)
@@ -199,10 +199,8 @@ def _tiling_plans(context: VerificationContext, name: str) -> dict[str, tuple[Tr
         tile = (math.ceil(share * height / f) * f, math.ceil(share * width / f) * f)
         try:
             for mode in ("exact", "blend"):
-                with Tokenizer.open(
-                    context.bundle, backend=context.backend, precision=context.reference, tiling=mode, tile=tile
-                ) as tokenizer:
-                    plans[mode] = tokenizer.encode_plan(height, width), tokenizer.decode_plan(height, width)
+                tokenizer = context.tokenizer(context.reference).with_tiling(mode, tile=tile)
+                plans[mode] = tokenizer.encode_plan(height, width), tokenizer.decode_plan(height, width)
         except InputError:
             continue
         if all(len(plan.steps) == 1 and plan.total > 1 for pair in plans.values() for plan in pair):

@@ -21,7 +21,6 @@ from mgvq_export.core.errors import BackendError, InputError, MgvqError
 from mgvq_export.core.processes import python_command
 from mgvq_export.parity.report.report_data import MemoryRow
 from mgvq_export.runtime.tiling.memory import forget_peak, peak_bytes, resident_bytes
-from mgvq_export.runtime.tiling.planner import Tiling
 from mgvq_export.runtime.tiling.windows import TrunkPlan
 from mgvq_export.runtime.tokenizer import Tokenizer
 
@@ -61,29 +60,28 @@ def run(bundle: Path, precision: str, size: tuple[int, int], *, tiled: bool) -> 
     options: Any = {"backend": "ort-cpu", "precision": precision, "memory_limit": _PLENTY}
     with Tokenizer.open(bundle, **options) as tokenizer:
         first = tokenizer.encode(small)
-        plan, limit = _plan(tokenizer, tokenizer.encode_plan, size, tiled)
+        plan, limit = _plan(tokenizer, lambda some: some.encode_plan(*size), tiled)
         forget_peak()
         tokens = tokenizer.encode(noise, plan=plan)
         yield MemoryRow("encode", size, limit, str(plan), plan.peak_bytes, peak_bytes())
     with Tokenizer.open(bundle, **options) as tokenizer:
         tokenizer.decode(first)
-        plan, limit = _plan(tokenizer, tokenizer.decode_plan, size, tiled)
+        plan, limit = _plan(tokenizer, lambda some: some.decode_plan(*size), tiled)
         forget_peak()
         tokenizer.decode(tokens, plan=plan)
         yield MemoryRow("decode", size, limit, str(plan), plan.peak_bytes, peak_bytes())
 
 
-def _plan(tokenizer: Tokenizer, find: Callable[[int, int], TrunkPlan], size: tuple[int, int], tiled: bool) -> Any:
+def _plan(tokenizer: Tokenizer, find: Callable[[Tokenizer], TrunkPlan], tiled: bool) -> tuple[TrunkPlan, int | None]:
     """A plan and its limit: one window and None; ``tiled``, the plan under the first limit of :data:`_SHARES` that can be kept."""
-    plan = find(*size)
+    plan = find(tokenizer)
     if not tiled:
         return plan, None
     held = resident_bytes()
     for share in _SHARES:
         limit = held + int(share * (plan.peak_bytes - held))
-        tokenizer.tiling = Tiling(limit=limit)
         with contextlib.suppress(InputError):
-            return find(*size), limit
+            return find(tokenizer.with_tiling(memory_limit=limit)), limit
     raise InputError(f"windows: none take less than {_SHARES[-1]:.0%} of what one window takes at this size")
 
 

@@ -9,126 +9,69 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError
-from mgvq_export.core.spec import Part, stride
-from mgvq_export.ops.trt_machine import find_machine
-from mgvq_export.runtime.pipeline import Progress, silent
-from mgvq_export.runtime.tensorrt.cuda import DeviceMap, OutOfDeviceMemory
-from mgvq_export.runtime.tensorrt.engines import Shape, missing_reason, usable_engines
-from mgvq_export.runtime.tensorrt.planner import DECODE, ENCODE, VALUES, Direction, EnginePlans, find_profile, map_shape
-from mgvq_export.runtime.tensorrt.session import Step, TensorRtOptions, TensorRtSession
-from mgvq_export.runtime.tiling.planner import Size, Tiling, format_bytes
-from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan, Window
+from mgvq_export.core.spec import Part
+from mgvq_export.runtime.backend import Array, Progress, silent
+from mgvq_export.runtime.tensorrt.cuda import OutOfDeviceMemory
+from mgvq_export.runtime.tensorrt.planner import DECODE, ENCODE, VALUES, Direction, EnginePlans, find_profile
+from mgvq_export.runtime.tensorrt.session import TensorRtSession
+from mgvq_export.runtime.tensorrt.stages import FLAGS, Counter, Stages
+from mgvq_export.runtime.tiling.request import Size, Tiling, format_bytes
+from mgvq_export.runtime.tiling.windows import TrunkPlan
 
 SHARE_OF_FREE = 0.95  # of the device memory that is free: TensorRT and CUDA graphs take a little beside what is asked for
-NON_FINITE = "non_finite"
-_WINDOWS_IN, _WINDOWS_OUT, _FLAG, _FLAGS = "windows in", "windows out", "flag", "flags"
-
-#: The parts whose windows a plan counts, or what stands for all of them.
-_COUNTED = {*ENCODE.cut, *DECODE.cut, ENCODE.trunk, DECODE.trunk, ENCODE.whole, DECODE.whole}
 _SMALLER = "build engines for smaller windows: mgvq-export build BUNDLE --size WxH --tile N"
 
 _log = logging.getLogger("mgvq_export")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One part of a run, ready: its steps by number of windows (1 when it runs over the whole map), and both maps' shapes."""
-
-    part: Part
-    tiles: TilePlan | None
-    steps: Mapping[int, Step]
-    source: str
-    target: str
-    source_shape: Shape
-    target_shape: Shape
-
-    @property
-    def any_step(self) -> Step:
-        return next(iter(self.steps.values()))
-
-    @property
-    def rounds(self) -> list[tuple[Window, ...]]:
-        """Batches of windows; none when the part runs over the whole map."""
-        return [] if self.tiles is None else list(self.tiles.batches())
-
-    def role(self, name: str) -> str:
-        """Which memory an input or output of the steps lies in: the map's own, or that of a batch of windows."""
-        if name == NON_FINITE:
-            return _FLAG
-        return name if self.tiles is None else {self.source: _WINDOWS_IN, self.target: _WINDOWS_OUT}.get(name, name)
-
-
-@dataclass(frozen=True)
 class _Job:
-    """One call: direction and image size, what goes in by name, and the value that comes out."""
+    """One call: direction and image size, what goes in by name, the value that comes out, and how many images run together."""
 
     direction: Direction
     size: Size
-    feeds: Mapping[str, np.ndarray]
+    feeds: Mapping[str, Array]
     target: str
     progress: Progress
+    count: int = 1
 
 
-@dataclass
-class _Counter:
-    """Tells ``progress`` how many windows are done, and waits for them before it does: not where nobody listens, nor for the last."""
-
-    total: int
-    progress: Progress
-    wait: Callable[[], None]
-    done: int = 0
-
-    def add(self, count: int) -> None:
-        self.done += count
-        if self.done < self.total and self.progress is not silent:
-            self.wait()
-            self.progress(self.done, self.total)
-
-    def finish(self) -> None:
-        self.progress(self.total, self.total)
-
-
-class TensorRtPipeline:
-    """Encodes and decodes with the TensorRT engines of a bundle; calls from several threads wait for one another.
+class TensorRtBackend:
+    """A :class:`~mgvq_export.runtime.backend.Backend` over the TensorRT engines of a bundle; calls from several threads wait for one another.
 
     Args:
+        name: the backend's.
         bundle: with engines built on this machine.
         precision: which of them.
+        session: runs them.
         tiling: what the user asked for; the limit is for device memory.
-        options: how engines run.
-
-    Raises:
-        BackendError: no GPU, no TensorRT, one too old, or no engines that run here; each with the remedy.
-        InputError: a stream that cannot be used.
     """
 
-    def __init__(self, bundle: Bundle, precision: str, tiling: Tiling | None = None, options: TensorRtOptions | None = None):
-        machine = find_machine()
-        options = options or TensorRtOptions()
-        records = usable_engines(bundle, precision, machine, allow_host_code=options.allow_host_code)
-        if not records:
-            raise BackendError(missing_reason(bundle, precision, machine, allow_host_code=options.allow_host_code))
-        self.spec, self.limit = bundle.spec, (tiling or Tiling()).limit
-        self.plans = EnginePlans(bundle, precision, records, tiling or Tiling())
-        self.session = TensorRtSession(bundle, records, machine, options)
+    graphs = None  # engines run whole images of the sizes they were built for
+
+    def __init__(self, name: str, bundle: Bundle, precision: str, session: TensorRtSession, tiling: Tiling | None = None):
+        self.name, self.precision, self.bundle, self.spec = name, precision, bundle, bundle.spec
+        self.tiling = tiling or Tiling()
+        self.limit = self.tiling.limit
+        self.plans = EnginePlans(bundle, precision, session.records, self.tiling)
+        self.session = session
+        self.stages = Stages(session, self.plans)
         self._lock = threading.Lock()
         self._crowded = False  # whether it was said that memory does not hold all that is run in turns
         self._chosen: dict[tuple[str, Size], TrunkPlan] = {}  # what was found to fit, and still holds its memory
 
-    @property
-    def sessions(self) -> Any:
-        """Other pipelines' sessions run single graphs on arrays of any size; engines cannot."""
-        raise BackendError(
-            "TensorRT engines run whole images of the sizes they were built for; choose --backend ort-cpu or ort-cuda"
-        )
+    def with_tiling(self, tiling: Tiling) -> TensorRtBackend:
+        """The same session under another request for tiling."""
+        other = TensorRtBackend(self.name, self.bundle, self.precision, self.session, tiling)
+        other._lock = self._lock
+        return other
 
     def close(self) -> None:
         """Give engines, contexts, graphs and memory back."""
@@ -137,7 +80,7 @@ class TensorRtPipeline:
 
     # ---- plans
 
-    def encode_plan(self, size: Size) -> TrunkPlan:
+    def plan_encode(self, size: Size) -> TrunkPlan:
         """The plan to encode an image of ``size``, sides multiples of f: the least work that fits in the GPU's memory.
 
         Raises:
@@ -146,8 +89,8 @@ class TensorRtPipeline:
         """
         return self._plan(ENCODE, size)
 
-    def decode_plan(self, size: Size) -> TrunkPlan:
-        """The plan to decode to an image of ``size``. Raises as :meth:`encode_plan`."""
+    def plan_decode(self, size: Size) -> TrunkPlan:
+        """The plan to decode to an image of ``size``. Raises as :meth:`plan_encode`."""
         return self._plan(DECODE, size)
 
     def _plan(self, direction: Direction, size: Size) -> TrunkPlan:
@@ -163,7 +106,7 @@ class TensorRtPipeline:
         for index, plan in enumerate(candidates):
             try:
                 with self.session.running():
-                    sizes, steps = self._sizes(self._stages(direction, size, plan))
+                    sizes, steps = self.stages.sizes(self.stages.make(direction, size, plan))
                     needed, fits = self.session.fits(sizes, steps, SHARE_OF_FREE)
             except OutOfDeviceMemory:
                 self._release()
@@ -203,7 +146,7 @@ class TensorRtPipeline:
 
     # ---- running
 
-    def encode(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
+    def encode(self, image: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """uint8 [H, W, 3], H and W multiples of f -> codes int32 [G, H/f, W/f].
 
         When the GPU has too little memory after all, a smaller plan is taken and a warning logged.
@@ -213,17 +156,72 @@ class TensorRtPipeline:
         """
         return self._run(_Job(ENCODE, image.shape[:2], {"image": image[None]}, "codes", progress), plan)[0]
 
-    def latent(self, image: np.ndarray, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
+    def latent(self, image: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """uint8 [H, W, 3] -> latent [1, G*d, H/f, W/f] in the engines' float type. Memory and errors as in :meth:`encode`."""
         return self._run(_Job(ENCODE, image.shape[:2], {"image": image[None]}, "latent", progress), plan)
 
-    def decode(self, codes: np.ndarray, groups: int, plan: TrunkPlan, progress: Progress = silent) -> np.ndarray:
+    def decode(self, codes: Array, groups: int, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """Codes [G, h, w] -> uint8 [h*f, w*f, 3], from the first ``groups`` groups. Memory and errors as in :meth:`encode`."""
-        size = (codes.shape[1] * self.spec.downsample, codes.shape[2] * self.spec.downsample)
-        feeds: dict[str, np.ndarray] = {"codes": codes[None].astype(np.int32), "groups": np.array(groups, np.int64)}
-        return self._run(_Job(DECODE, size, feeds, "image", progress), plan)[0]
+        return self._run(_Job(DECODE, self._image_size(codes), _decode_feeds([codes], groups), "image", progress), plan)[0]
 
-    def _run(self, job: _Job, plan: TrunkPlan) -> np.ndarray:
+    def encode_batch(self, images: Sequence[Array], progress: Progress = silent) -> list[Array]:
+        """:meth:`encode` of images of one size, as many together as the engines were built for and memory holds."""
+
+        def job(group: Sequence[Array]) -> _Job:
+            return _Job(ENCODE, images[0].shape[:2], {"image": np.stack(group)}, "codes", silent, len(group))
+
+        return self._batch(job, images, progress)
+
+    def decode_batch(self, codes: Sequence[Array], groups: int, progress: Progress = silent) -> list[Array]:
+        """:meth:`decode` of codes of one size, as many together as the engines were built for and memory holds."""
+
+        def job(group: Sequence[Array]) -> _Job:
+            return _Job(DECODE, self._image_size(codes[0]), _decode_feeds(group, groups), "image", silent, len(group))
+
+        return self._batch(job, codes, progress)
+
+    def _batch(self, make_job: Callable[[Sequence[Array]], _Job], items: Sequence[Array], progress: Progress) -> list[Array]:
+        first = make_job(items[:1])
+        plan = self._plan(first.direction, first.size)
+        together = self._together(first, plan, len(items))
+        found: list[Array] = []
+        while len(found) < len(items):
+            try:
+                found += self._run(make_job(items[len(found) : len(found) + together]), plan)
+            except OutOfDeviceMemory:
+                if together == 1:
+                    raise
+                together = 1
+            progress(len(found), len(items))
+        return found
+
+    def _together(self, job: _Job, plan: TrunkPlan, most: int) -> int:
+        """How many images run at once: what every engine's profile holds and memory has room for, at most ``most``."""
+        chain = self.plans.chain(job.direction, plan, job.size)
+        if any(tiles is not None and len(tiles.windows) > 1 for _, tiles in chain):
+            return 1
+        while most > 1:
+            if all(self._holds(part, most, job.size) for part, _ in chain):
+                try:
+                    with self._lock, self.session.running():
+                        needed, fits = self.session.fits(
+                            *self.stages.sizes(self.stages.make(job.direction, job.size, plan, most)), SHARE_OF_FREE
+                        )
+                    if fits and (self.limit is None or needed <= self.limit):
+                        return most
+                except OutOfDeviceMemory:
+                    pass  # contexts alone take more than there is
+            most -= 1
+        return 1
+
+    def _holds(self, part: Part, count: int, size: Size) -> bool:
+        value = VALUES[part][0]
+        return find_profile(self.plans.records[part], value, count, self.stages.map_size(value, size)) is not None
+
+    def _image_size(self, codes: Array) -> Size:
+        return codes.shape[1] * self.spec.downsample, codes.shape[2] * self.spec.downsample
+
+    def _run(self, job: _Job, plan: TrunkPlan) -> Array:
         """The job's result; with a smaller plan when memory is too small for this one."""
         with self._lock:
             while True:
@@ -233,32 +231,34 @@ class TensorRtPipeline:
                     reason = str(error)
                 # Outside of the handler, where the error no longer holds engines and contexts
                 self._release()
+                if job.count > 1:
+                    raise OutOfDeviceMemory(reason)  # one by one may fit
                 smaller = self._choose(job.direction, job.size, self.plans.smaller(job.direction, job.size, plan))
                 _log.warning("%s; goes on to %s with %s instead of %s", reason, job.direction.verb, smaller, plan)
                 plan = self._chosen[job.direction.verb, job.size] = smaller
 
-    def _run_once(self, job: _Job, plan: TrunkPlan) -> np.ndarray:
+    def _run_once(self, job: _Job, plan: TrunkPlan) -> Array:
         session = self.session
         with session.running():
             # Prepare: contexts and memory first, so that nothing is moved while the stream works
-            stages = self._stages(job.direction, job.size, plan)
+            stages = self.stages.make(job.direction, job.size, plan, job.count)
             if job.target == "latent":
                 stages.pop()
-            sizes, steps = self._sizes(stages)
-            session.reserve(sizes, steps, host=[*job.feeds, job.target, _FLAGS])
+            sizes, steps = self.stages.sizes(stages)
+            session.reserve(sizes, steps, host=[*job.feeds, job.target, FLAGS])
             for stage in stages:
                 for step in stage.steps.values():
                     session.bind(step, {name: session.buffer(stage.role(name)).address for name in step.dtypes})
             # Queue
             for name, array in job.feeds.items():
                 session.upload(name, array)
-            counter = _Counter(plan.total, job.progress, session.cuda.synchronize)
+            counter = Counter(plan.total, job.progress, session.cuda.synchronize)
             flags = 0
             for stage in stages:
-                flags += self._queue(stage, flags, counter)
+                flags += self.stages.queue(stage, flags, counter)
             last = stages[-1]
             result = session.download(job.target, last.target_shape, last.any_step.dtypes[job.target])
-            broken = session.download(_FLAGS, (flags,), np.dtype(np.int32))
+            broken = session.download(FLAGS, (flags,), np.dtype(np.int32))
             # Wait
             session.cuda.synchronize()
             if broken.any():
@@ -269,114 +269,6 @@ class TensorRtPipeline:
             counter.finish()
             return result.copy()
 
-    def _queue(self, stage: Stage, flags: int, counter: _Counter) -> int:
-        """Queue one stage; returns how many images or latents told whether they are finite, from place ``flags`` on."""
-        session = self.session
-        told = 0
-        if not stage.rounds:
-            session.run(stage.steps[1])
-            told = self._keep_flags(stage.steps[1], flags)
-            if stage.part in _COUNTED:
-                counter.add(1)
-            return told
-        source = device_map(session.buffer(stage.source).address, stage.source_shape, stage.any_step.dtypes[stage.source])
-        target = device_map(session.buffer(stage.target).address, stage.target_shape, stage.any_step.dtypes[stage.target])
-        for windows in stage.rounds:
-            step = stage.steps[len(windows)]
-            for index, window in enumerate(windows):
-                cut = self._window(step, stage.source, _WINDOWS_IN, index)
-                session.cuda.copy_box(cut, (0, 0), source, _corner(window.source), (cut.rows, cut.columns))
-            session.run(step)
-            for index, window in enumerate(windows):
-                found = self._window(step, stage.target, _WINDOWS_OUT, index)
-                rows, columns = (side.stop - side.start for side in window.kept)
-                session.cuda.copy_box(target, _corner(window.kept), found, _corner(window.crop), (rows, columns))
-            told += self._keep_flags(step, flags + told)
-            counter.add(len(windows))
-        return told
 
-    def _keep_flags(self, step: Step, place: int) -> int:
-        """The flags are overwritten by the next batch, and a captured step cannot be given another place to write to."""
-        if NON_FINITE not in step.dtypes:
-            return 0
-        size = step.nbytes(NON_FINITE)
-        self.session.cuda.copy(self.session.buffer(_FLAGS).address + 4 * place, self.session.buffer(_FLAG).address, size)
-        return size // 4
-
-    def _window(self, step: Step, value: str, role: str, index: int) -> DeviceMap:
-        """One window of a batch."""
-        shape, dtype = step.shapes[value], step.dtypes[value]
-        one = device_map(self.session.buffer(role).address, shape, dtype)
-        return replace(one, address=one.address + index * one.bytes)
-
-    # ---- what a plan takes
-
-    def _stages(self, direction: Direction, size: Size, plan: TrunkPlan) -> list[Stage]:
-        """The stages of ``plan``, their contexts made."""
-        return [self._stage(part, tiles, size) for part, tiles in self.plans.chain(direction, plan, size)]
-
-    def _stage(self, part: Part, tiles: TilePlan | None, size: Size) -> Stage:
-        source, target = VALUES[part]
-        if tiles is not None and len(tiles.windows) == 1:
-            tiles = None
-        whole_in, whole_out = (self._map_size(value, size) for value in (source, target))
-        counts = [1] if tiles is None else sorted({len(windows) for windows in tiles.batches()})
-        steps = {count: self._step(part, source, count, whole_in if tiles is None else tiles.window) for count in counts}
-        one = next(iter(steps.values()))
-        shapes = [map_shape(value, 1, one.shapes[value][1], whole) for value, whole in ((source, whole_in), (target, whole_out))]
-        stage = Stage(part, tiles, steps, source, target, shapes[0], shapes[1])
-        if tiles is None and one.shapes[target] != stage.target_shape:
-            raise BackendError(
-                f"the engine {part} gives {target} of {list(one.shapes[target])}; wanted {list(stage.target_shape)}: build it again"
-            )
-        return stage
-
-    def _map_size(self, value: str, size: Size) -> Size:
-        scale = stride(self.spec, value)
-        return size[0] // scale, size[1] // scale
-
-    def _step(self, part: Part, value: str, count: int, size: Size) -> Step:
-        record = self.plans.records[part]
-        profile = find_profile(record, value, count, size)
-        if profile is None:  # a plan made for other engines
-            raise BackendError(
-                f"the engine {part} does not hold {count} x {value} of height x width {size[0]}x{size[1]}; make the plan with encode_plan "
-                "or decode_plan of this tokenizer"
-            )
-        channels = record.profiles[profile][value].min[1]
-        return self.session.step(part, profile, {value: map_shape(value, count, channels, size)})
-
-    def _sizes(self, stages: list[Stage]) -> tuple[dict[str, int], list[Step]]:
-        """Bytes of every role's memory, and all steps."""
-        sizes: dict[str, int] = {_FLAG: 0, _FLAGS: 0}
-
-        def at_least(role: str, size: int) -> None:
-            sizes[role] = max(sizes.get(role, 0), size)
-
-        for stage in stages:
-            for value, shape in ((stage.source, stage.source_shape), (stage.target, stage.target_shape)):
-                at_least(value, int(np.prod(shape)) * stage.any_step.dtypes[value].itemsize)
-            for step in stage.steps.values():
-                for name in step.dtypes:
-                    at_least(stage.role(name), step.nbytes(name))
-            if NON_FINITE in stage.any_step.dtypes:
-                sizes[_FLAGS] += 4 * (1 if stage.tiles is None else len(stage.tiles.windows))
-        if not sizes[_FLAGS]:
-            raise BackendError(
-                "the engines do not tell whether values are finite: they are of an earlier release; build them again with mgvq-export build"
-            )
-        return sizes, [step for stage in stages for step in stage.steps.values()]
-
-
-def device_map(address: int, shape: Shape, dtype: np.dtype) -> DeviceMap:
-    """The map of the first of a batch: uint8 [B, H, W, 3], or [B, C, H, W] of any type."""
-    _, *sides = shape
-    if dtype == np.uint8:
-        rows, columns, channels = sides
-        return DeviceMap(address, 1, rows, columns, channels)
-    planes, rows, columns = sides
-    return DeviceMap(address, planes, rows, columns, dtype.itemsize)
-
-
-def _corner(slices: tuple[slice, slice]) -> tuple[int, int]:
-    return slices[0].start, slices[1].start
+def _decode_feeds(codes: Sequence[Array], groups: int) -> dict[str, Array]:
+    return {"codes": np.stack(codes).astype(np.int32), "groups": np.array(groups, np.int64)}

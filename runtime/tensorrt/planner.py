@@ -16,7 +16,8 @@ from mgvq_export.core.remedies import build_command, engine_sizes
 from mgvq_export.core.spec import NETWORK_VALUES, ModelSpec, Part, stride
 from mgvq_export.ops.trt_machine import find_machine
 from mgvq_export.runtime.tensorrt.engines import Shape, missing_reason
-from mgvq_export.runtime.tiling.planner import Costs, Size, Tiling
+from mgvq_export.runtime.tiling.costs import Costs
+from mgvq_export.runtime.tiling.request import Size, Tiling
 from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan
 
 #: The value that enters each part, and the one that leaves it.
@@ -123,9 +124,7 @@ class EnginePlans:
         first, second = (list(self._windows(part, size)) for part in direction.cut)
         costs = Costs(self.spec)
         for steps in ((a, b) for a in first for b in second):
-            works = [costs.work(part) for part, _ in steps]
-            tax = sum(work * plan.tiling_overhead for work, (_, plan) in zip(works, steps, strict=True)) / sum(works)
-            yield TrunkPlan(steps, 0, tax)
+            yield TrunkPlan(steps, 0, costs.overhead(steps))
 
     def _windows(self, part: Part, size: Size) -> Iterator[tuple[Part, TilePlan]]:
         """The plans of one trunk part: for every window it was built for, all batches worth trying."""

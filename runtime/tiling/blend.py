@@ -6,23 +6,21 @@ image's. Codes are taken from each tile's own kept region; pixels are feathered 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from mgvq_export.core.spec import Part
+from mgvq_export.runtime.backend import Array, GraphRunner, Progress
 from mgvq_export.runtime.images import to_float, to_uint8
 from mgvq_export.runtime.tiling.windows import TilePlan
 
 
-def encode(sessions: Any, image: np.ndarray, plan: TilePlan, progress: Callable[[int, int], None]) -> np.ndarray:
+def encode(graphs: GraphRunner, image: Array, plan: TilePlan, progress: Progress) -> Array:
     """uint8 [H, W, 3] -> codes int32 [G, H/f, W/f], tile by tile."""
-    codes: np.ndarray | None = None
+    codes: Array | None = None
     for done, window in enumerate(plan.windows, 1):
-        (features,) = sessions[Part.ENCODER_TRUNK].run({"image": to_float(image[window.source])})
-        (latent,) = sessions[Part.ENCODER_HEAD].run({"features": features})
-        (found,) = sessions[Part.QUANTIZER].run({"latent": latent}, ["codes"])
+        (features,) = graphs[Part.ENCODER_TRUNK].run({"image": to_float(image[window.source])})
+        (latent,) = graphs[Part.ENCODER_HEAD].run({"features": features})
+        (found,) = graphs[Part.QUANTIZER].run({"latent": latent}, ["codes"])
         if codes is None:
             codes = np.empty((found.shape[1], *plan.output_size), found.dtype)
         codes[(slice(None), *window.kept)] = found[(0, slice(None), *window.crop)]
@@ -31,14 +29,14 @@ def encode(sessions: Any, image: np.ndarray, plan: TilePlan, progress: Callable[
     return codes
 
 
-def reconstruct(sessions: Any, quantized: np.ndarray, plan: TilePlan, progress: Callable[[int, int], None]) -> np.ndarray:
+def reconstruct(graphs: GraphRunner, quantized: Array, plan: TilePlan, progress: Progress) -> Array:
     """Quantized latent [1, G*d, h, w] -> uint8 [h*f, w*f, 3]; overlapping tiles are averaged with linear ramps."""
     height, width = plan.output_size
     total, weights = np.zeros((3, height, width), np.float32), np.zeros((height, width), np.float32)
     for done, window in enumerate(plan.windows, 1):
         tile = np.ascontiguousarray(quantized[(slice(None), slice(None), *window.source)])
-        (features,) = sessions[Part.DECODER_HEAD].run({"quantized": tile})
-        (pixels,) = sessions[Part.DECODER_TRUNK].run({"features": features})
+        (features,) = graphs[Part.DECODER_HEAD].run({"quantized": tile})
+        (pixels,) = graphs[Part.DECODER_TRUNK].run({"features": features})
         rows, columns = (_ramp(source, size, plan) for source, size in zip(window.source, plan.size, strict=True))
         weight = rows[:, None] * columns[None]
         target = tuple(
@@ -53,7 +51,7 @@ def reconstruct(sessions: Any, quantized: np.ndarray, plan: TilePlan, progress: 
     return image
 
 
-def _ramp(source: slice, size: int, plan: TilePlan) -> np.ndarray:
+def _ramp(source: slice, size: int, plan: TilePlan) -> Array:
     """Weights along one axis of a tile: rising over the overlap, 1 inside and up to the image's edges."""
     stride = plan.reach.stride_out
     length, overlap = (source.stop - source.start) * stride, 2 * plan.reach.halo * stride

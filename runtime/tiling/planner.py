@@ -1,124 +1,24 @@
 """Chooses the windows: the least predicted time whose predicted memory stays under the limit.
 
-Memory is predicted from the network's sizes. ONNX Runtime without its arena holds three maps at a time in a stage of
-residual blocks and six in a stage of attention blocks: measured per pixel on the CPU (``bench/tiling.py`` takes the figures
-again). Time is work, counted as multiplications of the convolutions, plus what every run and every copied byte costs.
+Memory is predicted from the network's sizes and the backend's :class:`~mgvq_export.runtime.tiling.costs.CostModel`
+(``benchmarks/tiling.py`` measures its figures). Time is work, counted as multiplications of the convolutions, plus what every run and
+every copied byte costs.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.spec import ModelSpec, Part, Reach
-from mgvq_export.runtime.tiling.memory import resident_bytes
+from mgvq_export.runtime.tiling.costs import CostModel, Costs
+from mgvq_export.runtime.tiling.request import Size, format_bytes
 from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan, smallest_window
-
-TILINGS = ("auto", "off", "exact", "blend")
-SHARE_OF_FREE = 0.8  # the default limit: this share of what is free, beside what the process holds already
 
 _HEADROOM = 1.05  # predictions were seen 3 % low at worst
 _MOST_WINDOWS = 32  # per axis, when searching
 _TIE = 1.01  # predicted times this near are equal: fewer windows then
-_BATCHES = (1, 2, 4, 8)  # windows that run together on a GPU, when the tile is given
-# Maps held at the worst moment in a stage. Attention blocks: the gated convolution's input, the same in the kernels' layout, the sum so
-# far, and of one slice of the hidden channels values, gates, and what is made of them; a fifth more was measured.
-_MAPS = {"res": 3.0, "evit": 6.2}
-_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """What the user asked for: mode, tile (height, width) in image pixels or None, limit in bytes or None."""
-
-    mode: str = "auto"
-    tile: Size | None = None
-    limit: int | None = None
-
-    @classmethod
-    def parse(cls, mode: str = "auto", tile: int | Size | None = None, memory_limit: str | int | None = None) -> Tiling:
-        """Check what can be checked before an image is known. Raises :class:`InputError`."""
-        if mode not in TILINGS:
-            raise InputError(f"tiling is {mode!r}; choose {', '.join(TILINGS)}")
-        if mode == "off" and tile is not None:
-            raise InputError("tiling is off, but a tile is given; leave one of them out")
-        if isinstance(tile, int):
-            tile = (tile, tile)
-        if tile is not None and (len(tile) != 2 or not all(isinstance(side, int) and side > 0 for side in tile)):
-            raise InputError(f"tile is {tile!r}; wanted a side in pixels, or height and width")
-        return cls(mode, tile, None if memory_limit is None else parse_bytes(memory_limit))
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast graphs run. Only the ratios decide, so that one core's figures serve for any number of them.
-
-    Attributes:
-        work: multiplications of convolutions per second.
-        copying: bytes per second, between maps and windows.
-        run: seconds that a run takes beside its work.
-    """
-
-    work: float
-    copying: float
-    run: float
-
-
-#: By backend and bytes of a number. Measured on one core (AVX-512), where a window of 64 px runs at the speed of one of 512. Nobody
-#: measured the GPU's: they are of a data sheet's order, with some hundred kernels to launch in a run.
-SPEEDS = {
-    ("ort-cpu", 4): Speed(5e10, 2e9, 2e-4),
-    ("ort-cuda", 4): Speed(1e13, 1e10, 2e-3),
-    ("ort-cuda", 2): Speed(5e13, 1e10, 2e-3),
-}
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What one image pixel costs in each stage of a network: bytes and multiplications."""
-
-    spec: ModelSpec
-    itemsize: int = 4
-
-    def map_bytes(self, stage: int) -> float:
-        """Bytes of a map of ``stage``, per image pixel."""
-        return self.itemsize * self.spec.widths[stage] / 4**stage
-
-    def stages(self, part: Part) -> range:
-        """Stages whose blocks run in a trunk or head part."""
-        first, head, inner = self.spec.first_stage, self.spec.head_stage, self.spec.inner_stage
-        if part in (Part.ENCODER_HEAD, Part.DECODER_HEAD):
-            return range(head, len(self.spec.widths))
-        if part in (Part.ENCODER_TRUNK_FINE, Part.DECODER_TRUNK_FINE):
-            return range(first, inner or head)
-        if part in (Part.ENCODER_TRUNK_COARSE, Part.DECODER_TRUNK_COARSE):
-            return range(inner or first, head)
-        return range(first, head) or range(first, head + 1)
-
-    def working_bytes(self, part: Part) -> float:
-        """Peak bytes per image pixel inside ``part``, without its input."""
-        peaks = []
-        for stage in self.stages(part):
-            peaks.append(_MAPS[self.spec.blocks[stage]] * self.map_bytes(stage))
-        return max(peaks)
-
-    def work(self, part: Part) -> float:
-        """Multiplications per image pixel in the convolutions of a trunk part."""
-        widths, encoder = self.spec.widths, str(part).startswith("encoder")
-        depths = self.spec.encoder_depths if encoder else self.spec.decoder_depths
-        stages = self.stages(part)
-        total = 0.0
-        for stage in stages:
-            total += depths[stage] * 2 * 9 * widths[stage] ** 2 / 4**stage
-            if stage + 1 < len(widths):  # the resolution change to or from the next stage
-                total += 9 * widths[stage] * widths[stage + 1] / 4 ** (stage + 1) * (1 if encoder else 4)
-        if self.spec.first_stage in stages:
-            total += 9 * 3 * widths[self.spec.first_stage] / 4**self.spec.first_stage
-        return total
 
 
 @dataclass(frozen=True)
@@ -132,8 +32,7 @@ class Planner:
         limit: bytes that may be used in all; None for no limit.
         tiling: ``auto`` (one window when it fits), ``off``, ``exact`` or ``blend``.
         tile: height and width of the windows in image pixels; None to choose.
-        itemsize: bytes of one number in the maps.
-        backend: what runs the graphs: a key of :data:`SPEEDS` together with ``itemsize``.
+        model: what the backend's runs cost.
     """
 
     spec: ModelSpec
@@ -142,12 +41,12 @@ class Planner:
     limit: int | None = None
     tiling: str = "auto"
     tile: Size | None = None
-    itemsize: int = 4
-    backend: str = "ort-cpu"
+    model: CostModel = field(default_factory=CostModel)
 
     @property
     def costs(self) -> Costs:
-        return Costs(self.spec, self.itemsize)
+        """What a pixel costs in each part of this network."""
+        return Costs(self.spec, self.model)
 
     def encode(self, size: Size) -> TrunkPlan:
         """The plan to encode an image of ``size``, padded to whole latent cells.
@@ -165,7 +64,7 @@ class Planner:
             return self._blend(size, trunk)
         whole = self._finish(size, ((trunk, self._whole(size, trunk)),))
         if self.tile is None and self.tiling in ("auto", "off") and self._fits(whole):
-            return whole
+            return replace(whole, together=self._together(size, whole))
         if self.tiling == "off":
             raise self._too_small(size, whole.peak_bytes, "untiled")
         candidates = list(self._candidates(size, (trunk,)))
@@ -181,7 +80,7 @@ class Planner:
 
     def _seconds(self, part: Part, plan: TilePlan) -> float:
         """Predicted time of a part's windows: runs, work, and the copies into and out of windows."""
-        speed = SPEEDS[self.backend, self.itemsize]
+        speed = self.model.speed
         pixels = plan.size[0] * plan.size[1] * plan.scale**2  # of the image
         count, ran = plan.count, plan.tiling_overhead * pixels
         copied = self._input_bytes(part) * ran + self._output_bytes(part) * pixels if count > 1 else 0.0
@@ -189,6 +88,15 @@ class Planner:
 
     def _fits(self, plan: TrunkPlan) -> bool:
         return self.limit is None or plan.peak_bytes * _HEADROOM <= self.limit
+
+    def _together(self, size: Size, whole: TrunkPlan) -> int:
+        """How many images run together: as many as have :attr:`CostModel.together` pixels, and fit."""
+        most = max(1, self.model.together // (size[0] * size[1]))
+        if self.limit is None:
+            return most
+        each = whole.peak_bytes - self.base_bytes
+        free = self.limit / _HEADROOM - self.base_bytes
+        return max(1, min(most, int(free / each)))
 
     def _too_small(self, size: Size, least: int, how: str) -> InputError:
         return InputError(
@@ -238,10 +146,8 @@ class Planner:
         yield self._finish(size, tuple(chosen))
 
     def _batches(self, count: int) -> list[int]:
-        """How many windows may run together: one on a CPU, which it keeps busy; on a GPU more, in batches of about equal size."""
-        if self.backend == "ort-cpu":
-            return [1]
-        return sorted({-(-count // -(-count // most)) for most in _BATCHES})
+        """How many windows may run together, in batches of about equal size."""
+        return sorted({-(-count // -(-count // most)) for most in self.model.batches})
 
     def _grids(self, size: Size, part: Part) -> Iterator[TilePlan]:
         """Balanced plans for every number of windows per axis that the halo allows."""
@@ -274,9 +180,7 @@ class Planner:
         return TrunkPlan(((trunk, plan),), self.base_bytes, plan.tiling_overhead)
 
     def _finish(self, size: Size, steps: tuple[tuple[Part, TilePlan], ...]) -> TrunkPlan:
-        works = [self.costs.work(part) for part, _ in steps]
-        tax = sum(work * plan.tiling_overhead for work, (_, plan) in zip(works, steps, strict=True)) / sum(works)
-        return TrunkPlan(steps, self._peak(size, steps), tax)
+        return TrunkPlan(steps, self._peak(size, steps), self.costs.overhead(steps))
 
     def _peak(self, size: Size, steps: tuple[tuple[Part, TilePlan], ...]) -> int:
         """Bytes at the worst moment: in a trunk step, or in the head, whichever holds more."""
@@ -301,44 +205,12 @@ class Planner:
 
     def _input_bytes(self, part: Part) -> float:
         if part in (Part.ENCODER_TRUNK, Part.ENCODER_TRUNK_FINE):
-            return 3.0 * self.itemsize
+            return 3.0 * self.model.itemsize
         inner = part in (Part.ENCODER_TRUNK_COARSE, Part.DECODER_TRUNK_FINE)
         return self.costs.map_bytes((self.spec.inner_stage or 0) if inner else self.spec.head_stage)
 
     def _output_bytes(self, part: Part) -> float:
         if part in (Part.DECODER_TRUNK, Part.DECODER_TRUNK_FINE):
-            return 3.0 * self.itemsize
+            return 3.0 * self.model.itemsize
         inner = part in (Part.ENCODER_TRUNK_FINE, Part.DECODER_TRUNK_COARSE)
         return self.costs.map_bytes((self.spec.inner_stage or 0) if inner else self.spec.head_stage)
-
-
-def parse_bytes(text: str | int) -> int:
-    """``"6GiB"``, ``"6G"``, ``"512MB"`` or a number of bytes -> bytes. Raises :class:`InputError`."""
-    if isinstance(text, int) and not isinstance(text, bool):
-        value: float = text
-    else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?\s*", str(text), re.IGNORECASE)
-        if not match:
-            raise InputError(f"memory limit is {text!r}; wanted a size such as 6GiB or 800MB")
-        unit = _UNITS[match[2].upper()]
-        if match[3] and match[3].lower() == "b" and match[2]:
-            unit = 1000 ** round(unit.bit_length() / 10)
-        value = float(match[1]) * unit
-    if value <= 0:
-        raise InputError(f"memory limit is {text!r}; wanted more than nothing")
-    return int(value)
-
-
-def format_bytes(count: int, *, up: bool = False) -> str:
-    """``4.00GiB``, ``812MiB``; ``up``: rounded up, so that the value given suffices."""
-    if count >= 2**30:
-        value = count / 2**30
-        return f"{-(-count * 100 // 2**30) / 100 if up else value:.2f}GiB"
-    return f"{-(-count // 2**20) if up else round(count / 2**20)}MiB"
-
-
-def default_limit() -> int:
-    """What the process holds, and :data:`SHARE_OF_FREE` of what is free beside it, in bytes."""
-    import psutil
-
-    return resident_bytes() + int(SHARE_OF_FREE * psutil.virtual_memory().available)

@@ -194,11 +194,13 @@ class TrunkPlan:
         steps: the parts in the order they run, each with its windows.
         peak_bytes: predicted peak of this process's memory; 0 when not predicted.
         tiling_overhead: work of all windows over work of one window, weighted by what a pixel costs in each part.
+        together: images of this size that may run together, each in one window; 1 when it runs in windows.
     """
 
     steps: tuple[tuple[Part, TilePlan], ...]
     peak_bytes: int = 0
     tiling_overhead: float = 1.0
+    together: int = 1
 
     @property
     def mode(self) -> str:

@@ -26,7 +26,7 @@ def test_choices_are_those_of_the_rooms() -> None:
     from mgvq_export.evaluation.protocol import METRICS
     from mgvq_export.evaluation.published import BENCHMARKS
     from mgvq_export.parity.checks import CHECKS
-    from mgvq_export.runtime.tiling.planner import TILINGS
+    from mgvq_export.runtime.tiling.request import TILINGS
     from mgvq_export.runtime.tokenizer import BACKENDS
 
     assert options.BACKENDS == BACKENDS

@@ -12,7 +12,7 @@ from mgvq_export.parity.context import VerificationContext
 from mgvq_export.parity.results import FAILED, PASSED, SKIPPED
 from mgvq_export.parity.verify import verify
 from mgvq_export.parity.whole_images import check_whole_images
-from mgvq_export.runtime.tokenizer import TENSORRT, Tokenizer
+from mgvq_export.runtime.tokenizer import Tokenizer
 from mgvq_export.tests.support.faults import scale_weight
 
 pytest.importorskip("onnxruntime")
@@ -36,11 +36,11 @@ def test_engines_are_held_against_the_reference(tiny_bundle: Bundle, copy: Path,
     scale_weight(copy, "fp16", "encoder_trunk", "encoder.stages.1.op_list.0.main.conv1.conv.weight", 1.5)
     scale_weight(copy, "fp16", "decoder_trunk", "decoder.stages.1.op_list.1.main.conv1.conv.weight", 1.5)
     image = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
-    context = VerificationContext(tiny_bundle, {"noise": image}, "ort-cpu", whole=TENSORRT)
+    context = VerificationContext(tiny_bundle, {"noise": image}, "ort-cpu", whole="tensorrt")
     rows = ("backend/fp32/codes", "backend/fp32/image", "backend/fp16/codes", "backend/fp16/image")
     for fp16, wanted in ((tiny_bundle, PASSED), (Bundle.open(copy), FAILED), (None, SKIPPED)):
         engines.clear()
-        context._codes.pop(("noise", "fp16", TENSORRT), None)
+        context._codes.pop(("noise", "fp16", "tensorrt"), None)
         engines["fp32"] = tiny_bundle
         if fp16 is not None:
             engines["fp16"] = fp16
@@ -55,7 +55,8 @@ def test_graphs_are_looked_at_on_the_cpu(
     tiny_bundle: Bundle, pictures: list[Path], engines: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class Engines:
-        backend = TENSORRT
+        backend = "tensorrt"
+        implementation = SimpleNamespace(graphs=None)
 
         def __enter__(self) -> "Engines":
             return self
@@ -68,7 +69,7 @@ def test_graphs_are_looked_at_on_the_cpu(
     monkeypatch.setattr("mgvq_export.parity.report.gather.measure_peaks", lambda *_, **__: [])
     engines["fp16"] = tiny_bundle
     report = verify(tiny_bundle, pictures[1:], backend="auto", only=["backend", "graphs"], reports=[tmp_path / "report.md"])
-    assert report.passed and report.facts["backend"] == TENSORRT
+    assert report.passed and report.facts["backend"] == "tensorrt"
     statuses = [check.status for check in report.checks if check.name.startswith("backend/")]
     assert statuses == [SKIPPED, SKIPPED, PASSED, PASSED]
     text = (tmp_path / "report.md").read_text()

@@ -22,7 +22,7 @@ from mgvq_export.core.spec import Part
 from mgvq_export.export.engines import build as engines
 from mgvq_export.export.engines.options import BuildOptions
 from mgvq_export.ops.trt_machine import Machine
-from mgvq_export.runtime import tokenizer as tokenizer_module
+from mgvq_export.runtime.tensorrt import backend as backend_module
 from mgvq_export.runtime.tensorrt.engines import EngineLoader, engine_problems, find_record, load_engine, usable_engines
 from mgvq_export.runtime.tensorrt.session import TensorRtOptions
 from mgvq_export.tests.support.manifests import edited_manifest
@@ -406,14 +406,14 @@ def test_auto_takes_onnx_runtime_otherwise(bundle, fake, monkeypatch, why):
         def missing():
             raise BackendError("TensorRT is not usable")
 
-        monkeypatch.setattr(tokenizer_module, "find_machine", missing)
+        monkeypatch.setattr(backend_module, "find_machine", missing)
     with Tokenizer.open(bundle, **options) as tokenizer:
         assert tokenizer.backend in ("ort-cpu", "ort-cuda")
         assert tokenizer.precision == options.get("precision", "fp32")
 
 
 def test_a_bundle_without_engines_does_not_look_for_tensorrt(tiny_bundle, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "find_machine", lambda: pytest.fail("looked for TensorRT"))
+    monkeypatch.setattr(backend_module, "find_machine", lambda: pytest.fail("looked for TensorRT"))
     with Tokenizer.open(tiny_bundle) as tokenizer:
         assert tokenizer.backend.startswith("ort-")
 
@@ -439,7 +439,7 @@ def test_a_forgotten_tokenizer_gives_everything_back(bundle, fake):
     tokenizer.close()
     tokenizer = open_engines(bundle)
     tokenizer.encode(np.zeros((32, 48, 3), np.uint8))
-    pipeline = tokenizer.pipeline
+    pipeline = tokenizer.implementation
     del tokenizer
     gc.collect()
     assert gpu.leaks() != {}, "whoever keeps the pipeline may go on"

@@ -109,7 +109,7 @@ def test_a_last_batch_that_is_smaller(engine_bundle, fake, images, wanted):
 def test_trunks_cut_twice(bundle, fake, images, wanted):
     gpu = fake().gpu
     with open_fp32(bundle) as tokenizer:
-        plans = tokenizer.pipeline.plans
+        plans = tokenizer.implementation.plans
         cut = {
             direction.verb: next(plan for plan in plans.candidates(direction, LARGE) if len(plan.steps) == 2)
             for direction in (ENCODE, DECODE)
@@ -133,7 +133,7 @@ def test_windows_are_those_of_the_planner(bundle, fake, tiny_bundle, verb):
 def test_every_plan_gives_the_same(bundle, fake, images, wanted):
     fake()
     with open_fp32(bundle) as tokenizer:
-        candidates = [tokenizer.pipeline.plans.candidates(direction, LARGE) for direction in (ENCODE, DECODE)]
+        candidates = [tokenizer.implementation.plans.candidates(direction, LARGE) for direction in (ENCODE, DECODE)]
         assert candidates[0][0].total == 1 and len(candidates[0]) == len(candidates[1]) > 5
         for encode, decode in zip(*candidates, strict=True):
             check(tokenizer, images, wanted, LARGE, encode=encode, decode=decode)
@@ -159,8 +159,8 @@ def test_latent(bundle, fake, images, tiny_bundle):
     image = np.pad(image, ((0, 16), (0, 16), (0, 0)), mode="edge")
     with open_fp32(bundle, tile=112) as tokenizer, Tokenizer.open(tiny_bundle, backend="ort-cpu", precision="fp32") as other:
         for _ in range(3):
-            found = tokenizer.pipeline.latent(image, tokenizer.encode_plan(*LARGE))
-            expected = other.pipeline.latent(image, other.encode_plan(*LARGE))
+            found = tokenizer.implementation.latent(image, tokenizer.encode_plan(*LARGE))
+            expected = other.implementation.latent(image, other.encode_plan(*LARGE))
             assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-5
         assert np.array_equal(tokenizer.encode(image).codes, other.encode(image).codes)
 
@@ -177,8 +177,8 @@ def test_results_are_the_callers_own(bundle, fake):
     fake()
     image = np.zeros((*SMALL, 3), np.uint8)
     with open_fp32(bundle) as tokenizer:
-        pipeline = tokenizer.pipeline
-        plans = pipeline.encode_plan(SMALL), pipeline.decode_plan(SMALL)
+        pipeline = tokenizer.implementation
+        plans = pipeline.plan_encode(SMALL), pipeline.plan_decode(SMALL)
         codes = pipeline.encode(image, plans[0])
         pixels = pipeline.decode(codes, 4, plans[1])
         kept = codes.copy(), pixels.copy()
@@ -200,7 +200,7 @@ def test_a_step_runs_plainly_then_is_captured_then_replayed(bundle, fake, images
     with open_fp32(bundle, tiling="off") as tokenizer:
         plan = tokenizer.encode_plan(*LARGE)
         first, second, third = (
-            calls_of(gpu, lambda: tokenizer.pipeline.encode(np.zeros((*LARGE, 3), np.uint8), plan)) for _ in range(3)
+            calls_of(gpu, lambda: tokenizer.implementation.encode(np.zeros((*LARGE, 3), np.uint8), plan)) for _ in range(3)
         )
     assert first.count("execute_async_v3") == 2 and "cudaStreamBeginCapture" not in first
     assert second.count("cudaStreamBeginCapture") == second.count("cudaGraphInstantiate") == second.count("cudaGraphLaunch") == 2
@@ -320,7 +320,7 @@ def life(bundle, images):
         for _ in range(3):
             tokenizer.encode(images[LARGE])
         for _ in range(2):
-            tokenizer.pipeline.decode(codes, 4, tokenizer.decode_plan(*LARGE))
+            tokenizer.implementation.decode(codes, 4, tokenizer.decode_plan(*LARGE))
     with open_fp32(bundle, tiling="off") as tokenizer:
         for size in (SMALL, LARGE):
             tokenizer.encode(images[size])
@@ -443,9 +443,9 @@ def peaks(bundle, fake) -> tuple[int, int]:
     fake()
     with open_fp32(bundle) as tokenizer:
         found = []
-        for plan in tokenizer.pipeline.plans.candidates(ENCODE, LARGE):
-            sizes, steps = tokenizer.pipeline._sizes(tokenizer.pipeline._stages(ENCODE, LARGE, plan))
-            found.append(sum(tokenizer.pipeline.session.with_scratch(sizes, steps).values()))
+        for plan in tokenizer.implementation.plans.candidates(ENCODE, LARGE):
+            sizes, steps = tokenizer.implementation.stages.sizes(tokenizer.implementation.stages.make(ENCODE, LARGE, plan))
+            found.append(sum(tokenizer.implementation.session.with_scratch(sizes, steps).values()))
     return found[0], min(found)
 
 
@@ -483,7 +483,7 @@ def test_engines_that_do_not_fit_are_given_back(bundle, fake, images, wanted):
     fake(memory=int((whole + windows) / 2 / 0.95))
     with open_fp32(bundle) as tokenizer:
         assert np.array_equal(tokenizer.encode(images[LARGE]).codes, wanted[LARGE][0].codes)
-        loaded = set(tokenizer.pipeline.session._engines)
+        loaded = set(tokenizer.implementation.session._engines)
     assert Part.ENCODER not in loaded and {Part.ENCODER_TRUNK, Part.ENCODER_HEAD, Part.QUANTIZER} <= loaded
 
 
@@ -493,12 +493,12 @@ def test_a_limit_that_holds_one_direction_at_a_time(bundle, fake, images, wanted
         alone = []
         for plan in (tokenizer.encode_plan, tokenizer.decode_plan):
             alone.append(plan(*LARGE).peak_bytes)
-            tokenizer.pipeline._release()
+            tokenizer.implementation._release()
     gpu = fake().gpu
     with open_fp32(bundle, tile=112, memory_limit=int(max(alone) * 1.05)) as tokenizer:
         for _ in range(2):
             check(tokenizer, images, wanted, LARGE)
-            assert sum(buffer.size for buffer in tokenizer.pipeline.session._buffers.values()) <= max(alone) * 1.05
+            assert sum(buffer.size for buffer in tokenizer.implementation.session._buffers.values()) <= max(alone) * 1.05
     assert gpu.leaks() == {}
     (line,) = [record.getMessage() for record in caplog.records]  # once, not at every change
     assert line.startswith("GPU memory does not hold an image of height x width 160x224 beside what came before")
@@ -563,7 +563,7 @@ def test_a_size_that_no_engine_holds(engine_bundle, fake):
         )
         assert "--precision fp32 --size 96x64 --size 224x160 --size 112x112 --tile 112x112, or choose another" in str(error.value)
         with pytest.raises(BackendError, match="decode an image of height x width 112x112"):
-            tokenizer.pipeline.decode_plan((112, 112))
+            tokenizer.implementation.plan_decode((112, 112))
     with open_fp32(engine_bundle(*TRUNKS), tiling="off") as tokenizer, pytest.raises(BackendError, match="160x224 in one piece"):
         tokenizer.encode_plan(*LARGE)
     with (
@@ -579,7 +579,7 @@ def test_other_refusals(bundle, fake, images):
         tokenizer.encode(images[SMALL])
     with open_fp32(bundle) as tokenizer:
         with pytest.raises(BackendError, match="whole images"):
-            tokenizer.pipeline.sessions  # noqa: B018
+            tokenizer.graphs  # noqa: B018
         plan = tokenizer.encode_plan(*LARGE)
     with pytest.raises(BackendError, match="is closed") as error:
         tokenizer.encode(images[LARGE], plan=plan)

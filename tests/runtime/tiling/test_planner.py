@@ -8,7 +8,10 @@ import pytest
 
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.spec import VARIANTS, Part
-from mgvq_export.runtime.tiling.planner import SPEEDS, Costs, Planner, Speed, Tiling, format_bytes, parse_bytes
+from mgvq_export.runtime.ort.backend import COST_MODELS
+from mgvq_export.runtime.tiling.costs import CostModel, Costs, Speed
+from mgvq_export.runtime.tiling.planner import Planner
+from mgvq_export.runtime.tiling.request import Tiling, format_bytes, parse_bytes
 from mgvq_export.runtime.tokenizer import Tokenizer
 from mgvq_export.tests.support.checks import RELEASED_REACH
 
@@ -79,20 +82,18 @@ def test_a_second_cut_is_chosen_when_it_saves_work():
     assert text.startswith("coarse: ") and "; fine: " in text and "tiling overhead over both" in text
 
 
-def test_the_second_cut_is_left_when_copying_costs_more_than_it_saves(monkeypatch):
+def test_the_second_cut_is_left_when_copying_costs_more_than_it_saves():
     limit = int(7.0 * GIB)
     plans = {}
     for name, speed in {"fast": Speed(5e10, 1e12, 0), "slow": Speed(5e10, 1e6, 0)}.items():
-        monkeypatch.setitem(SPEEDS, ("ort-cpu", 4), speed)
-        plans[name] = planner(limit).decode((2160, 3840))
+        plans[name] = planner(limit, model=CostModel(speed=speed)).decode((2160, 3840))
     assert len(plans["fast"].steps) == 2 and len(plans["slow"].steps) == 1
     assert plans["slow"].tiling_overhead > plans["fast"].tiling_overhead
 
 
-def test_costly_runs_make_fewer_and_larger_windows(monkeypatch):
+def test_costly_runs_make_fewer_and_larger_windows():
     def plan_with(run):
-        monkeypatch.setitem(SPEEDS, ("ort-cpu", 4), Speed(5e10, 2e9, run))
-        return planner(int(3.6 * GIB)).encode(SIZE)
+        return planner(int(3.6 * GIB), model=CostModel(speed=Speed(5e10, 2e9, run))).encode(SIZE)
 
     cheap, costly = plan_with(0), plan_with(1e4)
     assert cheap.total > costly.total > 1
@@ -101,7 +102,8 @@ def test_costly_runs_make_fewer_and_larger_windows(monkeypatch):
 
 def test_windows_run_together_on_a_gpu_only():
     sizes = {"tiling": "exact", "tile": (512, 512)}
-    plan = {backend: planner(backend=backend, **sizes).encode(SIZE) for backend in ("ort-cpu", "ort-cuda")}
+    models = {"ort-cpu": COST_MODELS["ort-cpu", 4], "ort-cuda": COST_MODELS["ort-cuda", 4]}
+    plan = {backend: planner(model=model, **sizes).encode(SIZE) for backend, model in models.items()}
     (on_cpu,), (on_gpu,) = ([step for _, step in plan[backend].steps] for backend in ("ort-cpu", "ort-cuda"))
     assert on_cpu.batch == 1 and on_cpu.window == on_gpu.window
     assert [len(batch) for batch in on_gpu.batches()] == [8, 8, 8, 8]
@@ -207,10 +209,10 @@ def test_the_second_cut_gives_the_untiled_codes_and_pixels(bundle, untiled, size
     encode, decode = two_step(bundle, size, 128)
     assert encode.total > 2 and decode.total > 2
     seen = []
-    codes = untiled.pipeline.encode(image, encode, lambda done, total: seen.append((done, total)))
+    codes = untiled.implementation.encode(image, encode, lambda done, total: seen.append((done, total)))
     assert np.array_equal(codes, tokens.codes)
     assert seen == [(done, encode.total) for done in range(1, encode.total + 1)]
-    pixels = untiled.pipeline.decode(tokens.codes, 4, decode)
+    pixels = untiled.implementation.decode(tokens.codes, 4, decode)
     assert np.array_equal(pixels, untiled.decode(tokens))
 
 
@@ -224,7 +226,7 @@ def test_codes_do_not_depend_on_the_batch_or_the_order(bundle, untiled, batch):
         plan = tiled.encode_plan(176, 304)
         ((part, windows),) = plan.steps
         batched = dataclasses.replace(plan, steps=((part, dataclasses.replace(windows, batch=batch)),))
-        assert np.array_equal(tiled.pipeline.encode(image, batched), alone)
+        assert np.array_equal(tiled.implementation.encode(image, batched), alone)
 
 
 def test_blend_runs_and_is_not_exact(bundle, untiled):

@@ -1,0 +1,57 @@
+"""The backends ``ort-cpu`` and ``ort-cuda``: ONNX Runtime on the CPU or an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import BackendError
+from mgvq_export.core.spec import Part
+from mgvq_export.runtime.backend import GraphRunner, RunOptions
+from mgvq_export.runtime.ort.sessions import OrtGraphs, check_provider
+from mgvq_export.runtime.pipeline import HostBackend
+from mgvq_export.runtime.tiling.costs import CostModel, Speed
+from mgvq_export.runtime.tiling.memory import return_freed_memory
+
+_GPU_BATCHES = (1, 2, 4, 8)
+
+#: By backend and bytes of a number. The GPU's figures are unmeasured: of a data sheet's order, with some hundred kernels to launch in a run.
+COST_MODELS = {
+    ("ort-cpu", 4): CostModel(),
+    ("ort-cuda", 4): CostModel(4, speed=Speed(1e13, 1e10, 2e-3), batches=_GPU_BATCHES, together=2**22),
+    ("ort-cuda", 2): CostModel(2, speed=Speed(5e13, 1e10, 2e-3), batches=_GPU_BATCHES, together=2**22),
+}
+
+
+def open_backend(name: str, bundle: Bundle, options: RunOptions, *, required: bool) -> HostBackend | None:
+    """ONNX Runtime over ``bundle``; with the default precision fp32, if the bundle has it.
+
+    Raises:
+        BundleError: the bundle lacks the precision.
+        BackendError: the provider is not installed; when not ``required``, None is returned instead.
+    """
+    on_host = name == "ort-cpu"
+    try:
+        check_provider(name)
+    except BackendError:
+        if required:
+            raise
+        return None
+    # The list of providers says only what the wheel was built with; a device file says that there is a GPU to use.
+    if not required and not on_host and not Path("/dev/nvidia0").exists():
+        return None
+    precision = options.precision or default_precision(bundle)
+    bundle.graph(precision, Part.QUANTIZER)  # names the precisions it has when this one is missing
+    if options.tiling.limit is not None:
+        return_freed_memory()
+    graphs: GraphRunner = OrtGraphs(bundle, precision, name, threads=options.threads)
+    if options.instrument:
+        graphs = options.instrument(graphs)
+    # ONNX Runtime's CPU kernels compute float16 graphs in float32 wherever they have no float16 form.
+    itemsize = 4 if on_host or bundle.base(precision) != "fp16" else 2
+    return HostBackend(bundle, name, precision, graphs, options.tiling, COST_MODELS[name, itemsize], on_host)
+
+
+def default_precision(bundle: Bundle) -> str:
+    """fp32 if the bundle has it, else its first precision."""
+    return "fp32" if "fp32" in bundle.precisions else bundle.precisions[0]
