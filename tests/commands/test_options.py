@@ -26,10 +26,10 @@ def test_choices_are_those_of_the_rooms() -> None:
     from mgvq_export.evaluation.protocol import METRICS
     from mgvq_export.evaluation.published import BENCHMARKS
     from mgvq_export.parity.checks import CHECKS
+    from mgvq_export.runtime.backend import CHOICES
     from mgvq_export.runtime.tiling.request import TILINGS
-    from mgvq_export.runtime.tokenizer import BACKENDS
 
-    assert options.BACKENDS == BACKENDS
+    assert options.BACKENDS == CHOICES
     assert options.TILINGS == TILINGS
     assert tuple(map(str, Part)) == options.PARTS
     assert tuple(CHECKS) == verify.CHECKS
