@@ -80,7 +80,10 @@ def test_swapped_graphs_are_one_line(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     graphs = manifest["precisions"]["fp32"]["graphs"]
     for name in ("sha256", "bytes"):
-        graphs["encoder_trunk"][name], graphs["decoder_trunk"][name] = graphs["decoder_trunk"][name], graphs["encoder_trunk"][name]
+        graphs["encoder_trunk"][name], graphs["decoder_trunk"][name] = (
+            graphs["decoder_trunk"][name],
+            graphs["encoder_trunk"][name],
+        )
     encoder, decoder = (copy / "fp32" / f"{part}.onnx" for part in ("encoder_trunk", "decoder_trunk"))
     kept = encoder.read_bytes()
     encoder.write_bytes(decoder.read_bytes())
