@@ -35,9 +35,10 @@ format: $(STAMP)  ## write the formatting and the fixes that ruff knows
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)  ## write the generated pages anew: docs/api.md and the picture of the rooms
-	$(BIN)/python tools/write_api_page.py
-	$(BIN)/python tools/draw_rooms.py
+docs: $(STAMP)  ## write the generated pages anew: docs/api.md, docs/cli.md, the pictures of docs/architecture.md
+	$(BIN)/python -m mgvq_export.tools.write_api_docs
+	$(BIN)/python -m mgvq_export.tools.write_cli_docs
+	$(BIN)/python -m mgvq_export.tools.draw_architecture
 
 wheel: $(STAMP)  ## dist/*.whl
 	rm -rf build

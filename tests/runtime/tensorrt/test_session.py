@@ -329,7 +329,14 @@ def life(bundle, images):
 CAPTURE_CALLS = {"cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphDestroy", "execute_async_v3"}
 
 
-def test_a_failure_at_any_call_is_one_line_and_leaks_nothing(bundle, fake, images, caplog, request):
+def calls_to_fail(names: list[str], every: int) -> list[int]:
+    """Positions of every ``every``-th call, and of the first and last call of each name."""
+    ends = {names.index(name) for name in names} | {len(names) - 1 - names[::-1].index(name) for name in names}
+    return sorted(ends.union(range(0, len(names), every)))
+
+
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_failure_at_any_call_is_one_line_and_leaks_nothing(bundle, fake, images, caplog, request, every):
     gpu = fake(computes=False).gpu
     life(bundle, images)
     names = gpu.calls
@@ -338,7 +345,8 @@ def test_a_failure_at_any_call_is_one_line_and_leaks_nothing(bundle, fake, image
     gc.freeze()  # collecting is then about what the runs leave behind, and fast
     request.addfinalizer(gc.unfreeze)
     passed = set()
-    for index, name in enumerate(names):
+    for index in calls_to_fail(names, every):
+        name = names[index]
         caplog.clear()
         gpu = fake(computes=False, fail_at=index).gpu
         try:
