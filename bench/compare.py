@@ -8,7 +8,7 @@ from typing import Any
 
 from mgvq_export.bench.record import CEILING, Entry, Results
 from mgvq_export.bench.timing import Ratio, unpaired_ratio
-from mgvq_export.core.errors import CheckFailed, InputError
+from mgvq_export.core.errors import CheckFailed, InputError, shown
 from mgvq_export.core.files import PathLike
 
 SLOWER, FASTER, SAME = "SLOWER", "faster", "same"
@@ -18,6 +18,7 @@ THRESHOLD = 0.1
 
 _PEAK = "peak memory"
 _FILES = ("read", "save", "load", "write")  # they hang on the disk; what they add up to is judged with the rest
+_RESOLUTION = 1e-7  # seconds: files hold seven decimals
 _FEWEST_ROUNDS = 5  # of fewer an interval says nothing
 
 
@@ -45,6 +46,7 @@ class Change:
 
     @property
     def regressed(self) -> bool:
+        """Whether it counts and became slower or larger."""
         return self.judged and self.verdict in (SLOWER, LARGER)
 
 
@@ -151,7 +153,7 @@ def _differences(before: Results, after: Results) -> list[str]:
     for name in sorted({*before.machine, *after.machine}):
         a, b = before.machine.get(name), after.machine.get(name)
         if a != b:
-            found.append(f"the machines differ in {name} ({a} and {b})")
+            found.append(f"the machines differ in {shown(name, quoted=False)} ({shown(a, quoted=False)} and {shown(b, quoted=False)})")
     identity = (
         "model",
         "checkpoint_sha256",
@@ -161,12 +163,16 @@ def _differences(before: Results, after: Results) -> list[str]:
     for name in identity:
         a, b = (str(bundle.get(name))[:12] for bundle in bundles)
         if a != b:
-            found.append(f"the bundles differ in {name} ({a} and {b})")
+            found.append(f"the bundles differ in {name} ({shown(a, quoted=False)} and {shown(b, quoted=False)})")
     for name in ("threads", "tile", "memory_limit", "image"):
         a, b = before.settings.get(name), after.settings.get(name)
         if (list(a) if isinstance(a, tuple) else a) != (list(b) if isinstance(b, tuple) else b):
-            found.append(f"the settings differ in {name} ({a} and {b})")
+            found.append(f"the settings differ in {name} ({_setting(a)} and {_setting(b)})")
     return found
+
+
+def _setting(value: object) -> str:
+    return shown("x".join(map(str, value)) if isinstance(value, (list, tuple)) else value, quoted=False)
 
 
 def _changes(old: Entry, new: Entry, threshold: float) -> list[Change]:
@@ -185,7 +191,8 @@ def _changes(old: Entry, new: Entry, threshold: float) -> list[Change]:
 
 
 def _time(old: Entry, new: Entry, stage: str, before: list[float], after: list[float], threshold: float, judged: bool) -> Change:
-    ratio = unpaired_ratio(after, before)
+    # Parts of stages are differences of times, which may round to nothing.
+    ratio = unpaired_ratio(after, [max(seconds, _RESOLUTION) for seconds in before])
     verdict = SAME
     if ratio.value > 1 + threshold and ratio.low > 1:
         verdict = SLOWER

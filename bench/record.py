@@ -14,12 +14,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from msgspec import Meta
 
 from mgvq_export.bench.processes import Measured
 from mgvq_export.core.bundle import Bundle, package_version
-from mgvq_export.core.errors import InputError
-from mgvq_export.core.files import PathLike, atomic_write_bytes, unreadable
+from mgvq_export.core.errors import InputError, shown
+from mgvq_export.core.files import PathLike, atomic_write_bytes
+from mgvq_export.core.json_files import JsonSource, convert_json, read_json
 
 FORMAT = "mgvq-bench"
 VERSION = 1
@@ -27,6 +30,75 @@ CEILING = "ceiling"  # the entry that timed a large matrix product
 
 _NUMBER_LIST = re.compile(r"\[([-+0-9.eE,\s]+)\]")
 _PACKAGES = ("mgvq-export", "numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-extensions", "numba", "torch", "tensorrt")
+
+#: A time. ``encode/convert`` is a difference of times, so rounding can make it slightly negative.
+Seconds = Annotated[float, Meta(ge=-1, le=1e7)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Text = Annotated[str, Meta(max_length=4000)]
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+
+
+class Memory(TypedDict, total=False):
+    """Host memory of a process in bytes: loaded and warmed up, and the peak of its first full pass."""
+
+    base_bytes: Annotated[int, Meta(ge=1, le=2**62)]
+    peak_bytes: Annotated[int, Meta(ge=1, le=2**62)]
+
+
+class EntryFacts(TypedDict, total=False):
+    """What else is known of an entry.
+
+    ``flop`` maps stages to operations of one pass, ``no_flop`` says why there are none; ``differ`` of ``codes`` are not those of the
+    first entry, with ``margin`` the largest margin of one; ``what`` names the matrix product of the ceiling. The others say what was run.
+    """
+
+    backend: Text
+    precision: Text
+    tiling: Text
+    device: Text
+    encode_plan: Text
+    decode_plan: Text
+    what: Text
+    flop: dict[Name, Count]
+    no_flop: Text
+    codes: Count
+    differ: Count
+    margin: Annotated[float, Meta(ge=0, le=1e9)]
+    pixels: Count
+    groups: Count
+    codes_per_group: Count
+    group_dim: Count
+
+
+class Settings(TypedDict, total=False):
+    """How a run was made: options of the command, and the seconds that timing one graph costs."""
+
+    tile: list[Count] | None
+    memory_limit: Text | Count | None
+    threads: Count | None
+    repeat: Count
+    against: list[Name]
+    image: Text
+    window: Count
+    overhead_seconds: Seconds
+
+
+class Machine(TypedDict):
+    """The machine of a run; ``cores`` are those that the process may use."""
+
+    processor: Text
+    cores: Count | None
+    memory_gib: Annotated[float, Meta(ge=0, le=1e9)] | Count
+    system: Text
+
+
+class BundleIdentity(TypedDict):
+    """What makes two bundles the same network, and the hashes of the graphs: precision -> part -> SHA-256."""
+
+    model: Name
+    checkpoint_sha256: Name | None
+    codebook_sha256: Name
+    graphs: dict[Name, dict[Name, Name]]
 
 
 @dataclass
@@ -38,28 +110,29 @@ class Entry:
         group: what all of the group have in common, e.g. the image size ``2560x1440``.
         samples: stage -> seconds of every round. ``encode/quantizer`` is a part of ``encode``; stages without a slash follow
             one another.
-        memory: ``base_bytes`` and ``peak_bytes`` of its process (host memory).
-        facts: whatever else is known: precision, plan, ``flop`` (stage -> operations of one pass), ``differ`` (codes).
+        memory: of its process; empty when it could not run.
+        facts: precision, plan, operations and the like.
         skipped: why it could not run.
     """
 
-    name: str
-    group: str
-    samples: dict[str, list[float]] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    skipped: str | None = None
+    name: Name
+    group: Name
+    samples: dict[Name, list[Seconds]] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+    facts: EntryFacts = field(default_factory=EntryFacts)
+    skipped: Text | None = None
 
     @classmethod
-    def of(cls, name: str, group: str, measured: Measured, facts: Mapping[str, Any]) -> Entry:
+    def of(cls, name: str, group: str, measured: Measured, facts: EntryFacts) -> Entry:
         """The entry of what was measured."""
         if measured.skipped is not None:
-            return cls(name, group, facts=dict(facts), skipped=measured.skipped)
-        memory = {"base_bytes": measured.base_bytes, "peak_bytes": measured.peak_bytes}
-        return cls(name, group, measured.samples, memory, dict(facts))
+            return cls(name, group, facts=facts, skipped=measured.skipped)
+        memory = Memory(base_bytes=measured.base_bytes, peak_bytes=measured.peak_bytes)
+        return cls(name, group, measured.samples, memory, facts)
 
     @property
     def rounds(self) -> int:
+        """How many rounds were timed; 0 when it could not run."""
         return max((len(samples) for samples in self.samples.values()), default=0)
 
     def seconds(self, *stages: str) -> list[float]:
@@ -68,20 +141,36 @@ class Entry:
         return [sum(values) for values in zip(*(self.samples[name] for name in names), strict=True)]
 
     def has(self, *stages: str) -> bool:
+        """Whether all of ``stages`` were timed."""
         return all(stage in self.samples for stage in stages)
+
+    def contradiction(self) -> str:
+        """What in the entry contradicts itself, in a few words; empty when nothing does."""
+        for text in (self.name, self.group, *self.samples):
+            if not text.isprintable():
+                return f"the name {shown(text)} holds control characters"
+        if (self.skipped is None) != bool(self.samples):
+            return "an entry has samples, or the reason why it was skipped"
+        if len({len(samples) for samples in self.samples.values()}) > 1 or (self.samples and not self.rounds):
+            return "all stages must have the same number of samples, at least one"
+        if any(second <= 0 for stage, samples in self.samples.items() if "/" not in stage for second in samples):
+            return "times must be positive"
+        if self.samples and not {"base_bytes", "peak_bytes"} <= self.memory.keys():
+            return "memory lacks base_bytes or peak_bytes"
+        return ""
 
 
 @dataclass
 class Results:
     """All entries of one run, with machine, versions, bundle and settings."""
 
-    kind: str
+    kind: Name
     entries: list[Entry]
-    settings: dict[str, Any] = field(default_factory=dict)
-    bundle: dict[str, Any] | None = None
-    machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
-    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
-    date: str = field(default_factory=lambda: datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"))
+    settings: Settings = field(default_factory=Settings)
+    bundle: BundleIdentity | None = None
+    machine: Machine = field(default_factory=lambda: describe_machine())
+    versions: dict[Name, Name] = field(default_factory=lambda: installed_versions())
+    date: Name = field(default_factory=lambda: datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"))
 
     def groups(self) -> dict[str, list[Entry]]:
         """Group -> its entries, in order."""
@@ -102,25 +191,50 @@ class Results:
 
     @classmethod
     def load(cls, path: PathLike) -> Results:
-        """The document at ``path``. Raises :class:`InputError` when it is none, or of another version."""
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise unreadable(path, error) from error
-        except ValueError as error:
-            raise InputError(f"{path} is no JSON ({error}); give a file that mgvq-export bench wrote") from error
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        """The document at ``path``. Raises :class:`InputError`, with the path of the key, when it is none, damaged, or of another version."""
+        return cls.parse(read_json(path, _source(path)), path)
+
+    @classmethod
+    def parse(cls, values: object, path: PathLike) -> Results:
+        """:meth:`load` of what ``path`` holds as plain JSON values."""
+        source = _source(path)
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise InputError(f"{path} holds no bench results; give a file that mgvq-export bench wrote")
-        version = values.pop("version", None)
-        if version != VERSION:
+        if (version := values.get("version")) != VERSION:
             raise InputError(
-                f"{path} holds bench results of version {version}; this release reads version {VERSION}: run the bench again"
+                f"{path} holds bench results of version {shown(version)}; this release reads version {VERSION}: run the bench again"
             )
-        try:
-            entries = [Entry(**entry) for entry in values.pop("entries")]
-            return cls(entries=entries, **values)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error}); run the bench again") from error
+        results = convert_json({"settings": {}, "bundle": None, **values}, _Document, source).results()
+        known = {one.name for one in dataclasses.fields(Entry)}
+        for index, (entry, given) in enumerate(zip(results.entries, values["entries"], strict=True)):
+            if unknown := sorted(given.keys() - known):
+                source.fail(f"is damaged: entries[{index}]: unknown key {shown(unknown[0])}")
+            if problem := entry.contradiction():
+                source.fail(f"is damaged: entries[{index}]: {problem}")
+        names = [(entry.group, entry.name) for entry in results.entries]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            source.fail(f"is damaged: entries: {shown(twice[1])} stands twice in {shown(twice[0])}")
+        return results
+
+
+@dataclass(frozen=True)
+class _Document:
+    """:class:`Results` as a file has it: no value is filled in from the machine that reads it."""
+
+    kind: Name
+    entries: Annotated[list[Entry], Meta(max_length=1000)]
+    settings: Settings
+    bundle: BundleIdentity | None
+    machine: Machine
+    versions: dict[Name, Name]
+    date: Name
+
+    def results(self) -> Results:
+        return Results(self.kind, self.entries, self.settings, self.bundle, self.machine, self.versions, self.date)
+
+
+def _source(path: PathLike) -> JsonSource:
+    return JsonSource(str(path), "give a file that mgvq-export bench wrote, or run the bench again")
 
 
 def _rounded(value: Any) -> Any:
@@ -132,7 +246,7 @@ def _rounded(value: Any) -> Any:
     return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine() -> Machine:
     """Processor, cores that may be used, memory, system."""
     import psutil
 
@@ -160,7 +274,7 @@ def installed_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: found for name, found in versions.items() if found is not None}
 
 
-def describe_bundle(bundle: Bundle) -> dict[str, Any]:
+def describe_bundle(bundle: Bundle) -> BundleIdentity:
     """What makes two bundles the same network: model and hashes of checkpoint and codebook; and the hashes of its graphs."""
     return {
         "model": bundle.spec.name,

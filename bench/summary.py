@@ -24,7 +24,7 @@ def heading(results: Results) -> str:
     ceilings = [found for entries in results.groups().values() if (found := ceiling_of(entries))]
     if ceilings:
         rates = [operations / seconds / 1e9 for entry, operations in ceilings for seconds in entry.seconds("matmul")]
-        text += f"; ceiling {np.median(rates):.0f} GFLOP/s ({min(rates):.0f} to {max(rates):.0f}, {ceilings[0][0].facts['what']})"
+        text += f"; ceiling {np.median(rates):.0f} GFLOP/s ({min(rates):.0f} to {max(rates):.0f}, {ceilings[0][0].facts.get('what', '')})"
     if "overhead_seconds" in results.settings:
         text += f"; timing one graph costs {1e6 * results.settings['overhead_seconds']:.1f} us"
     return text
@@ -33,8 +33,9 @@ def heading(results: Results) -> str:
 def ceiling_of(entries: Sequence[Entry]) -> tuple[Entry, int] | None:
     """The entry of a group that timed the matrix product, and its operations; None when it could not run."""
     for entry in entries:
-        if entry.name == CEILING and not entry.skipped:
-            return entry, entry.facts["flop"]["matmul"]
+        operations = entry.facts.get("flop", {}).get("matmul")
+        if entry.name == CEILING and operations and entry.has("matmul"):
+            return entry, operations
     return None
 
 
