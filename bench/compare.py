@@ -149,11 +149,17 @@ def compare(before: Results, after: Results, *, threshold: float = THRESHOLD, fo
 
 
 def _differences(before: Results, after: Results) -> list[str]:
-    found = [] if before.kind == after.kind else [f"one is of {before.kind}, the other of {after.kind}"]
+    found = (
+        []
+        if before.kind == after.kind
+        else [f"one is of {shown(before.kind, quoted=False)}, the other of {shown(after.kind, quoted=False)}"]
+    )
     for name in sorted({*before.machine, *after.machine}):
         a, b = before.machine.get(name), after.machine.get(name)
         if a != b:
-            found.append(f"the machines differ in {shown(name, quoted=False)} ({shown(a, quoted=False)} and {shown(b, quoted=False)})")
+            found.append(
+                f"the machines differ in {shown(name, quoted=False)} ({shown(a, quoted=False)} and {shown(b, quoted=False)})"
+            )
     identity = (
         "model",
         "checkpoint_sha256",

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypedDict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -9,12 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 
 from mgvq_export.calibration.rounding import has_float16, rounded
 from mgvq_export.core.errors import InputError
+from mgvq_export.core.json_files import JsonSource, convert_json, parse_json, read_bounded
 from mgvq_export.core.precision_plan import Budgets, PrecisionPlan, side_of
 from mgvq_export.core.spec import Part
 from mgvq_export.export.graphs.builder import WeightStore
@@ -24,6 +27,7 @@ from mgvq_export.model.network import MGVQ
 from mgvq_export.parity.metrics import agreement, psnr
 from mgvq_export.runtime.images import to_float
 
+_JOURNAL_BYTES = 256 << 20
 _PEAK = 2.0  # pixels span [-1, 1]
 
 REFERENCE = PrecisionPlan("reference", "fp32", {})
@@ -83,14 +87,34 @@ class Effect:
         """JSON-ready; infinite figures as text."""
         return {name: value if math.isfinite(value) else str(value) for name, value in asdict(self).items()}
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Effect:
-        """What :meth:`to_dict` gave."""
-        known = {name: float(values[name]) for name in ("agreement", "psnr", "drop", "worst_drop", "error")}
-        return cls(**known, finite=bool(values["finite"]))
-
 
 _BROKEN = Effect(0.0, -math.inf, math.inf, math.inf, math.inf, finite=False)
+
+
+Figure = float | Literal["inf", "-inf"]
+
+
+@dataclass(frozen=True)
+class _StoredEffect:
+    """A line of the journal: infinite figures are text."""
+
+    key: str
+    effect: _StoredFigures
+
+    def restored(self) -> Effect:
+        found = self.effect
+        figures = (found.psnr, found.drop, found.worst_drop, found.error)
+        return Effect(found.agreement, *map(float, figures), finite=found.finite)
+
+
+@dataclass(frozen=True)
+class _StoredFigures:
+    agreement: Annotated[float, Meta(ge=0, le=1)]
+    psnr: Figure
+    drop: Figure
+    worst_drop: Figure
+    error: Figure
+    finite: bool
 
 
 class Journal:
@@ -98,29 +122,29 @@ class Journal:
 
     def __init__(self, path: Path | None):
         self.path = path
-        self._known: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, Effect] = {}
         self._open_line = ""
         if path is not None and path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            self._open_line = "" if text.endswith("\n") or not text else "\n"
-            for line in text.splitlines():
-                try:
-                    entry = json.loads(line)
-                    self._known[entry["key"]] = entry["effect"]
-                except (ValueError, KeyError, TypeError):
-                    continue  # the line that was being written when the run was stopped
+            data = read_bounded(path, _JOURNAL_BYTES)
+            self._open_line = "" if data.endswith(b"\n") or not data else "\n"
+            for line in data.splitlines():
+                source = JsonSource(str(path), "")
+                # A line that is damaged, such as the one being written when a run was stopped, is measured again.
+                with contextlib.suppress(InputError):
+                    entry = convert_json(parse_json(line, source), _StoredEffect, source)
+                    self._known[entry.key] = entry.restored()
 
     def get(self, key: str) -> Effect | None:
         """The measurement of ``key``, if there is one."""
-        return Effect.from_dict(self._known[key]) if key in self._known else None
+        return self._known.get(key)
 
     def add(self, key: str, effect: Effect) -> None:
-        """Keep a measurement."""
-        self._known[key] = effect.to_dict()
+        """Keep a measurement. Raises :class:`InputError` when the file cannot be written."""
+        self._known[key] = effect
         if self.path is not None:
             try:
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(self._open_line + json.dumps({"key": key, "effect": self._known[key]}) + "\n")
+                    file.write(self._open_line + json.dumps({"key": key, "effect": effect.to_dict()}) + "\n")
                 self._open_line = ""
             except OSError as error:
                 raise InputError(

@@ -6,15 +6,17 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from mgvq_export.calibration.crops import Crops
 from mgvq_export.calibration.segments import SegmentedGraph
-from mgvq_export.calibration.statistics import TensorStatistics
+from mgvq_export.calibration.statistics import StoredStatistics, TensorStatistics
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.files import PathLike, atomic_write_bytes
+from mgvq_export.core.json_files import JsonSource, convert_json, read_json
 from mgvq_export.core.spec import Part
 from mgvq_export.export.graphs.builder import WeightStore
 from mgvq_export.export.graphs.parts import build_graph
@@ -28,6 +30,7 @@ SIDES = {"encoder": Part.ENCODER, "decoder": Part.DECODER}
 
 _MEMORY = 128 << 20  # bytes of values held at once
 _BATCH = 2  # windows run together when they fit
+_FILE_BYTES, _FILE_VALUES = 256 << 20, 50_000_000
 _SAVED_EVERY = 4  # batches between two saves: the file takes some megabytes
 
 #: Called with (windows done, windows in all).
@@ -60,17 +63,16 @@ class Ranges:
     @classmethod
     def load(cls, path: PathLike) -> Ranges:
         """The ranges in a file. Raises :class:`InputError` when it holds none."""
-        try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
-            if (stored["format"], stored["version"]) != (FORMAT, VERSION):
-                raise ValueError(f"it is {stored['format']} {stored['version']}")
-            sides = {
-                side: {name: TensorStatistics.from_dict(one) for name, one in values.items()}
-                for side, values in stored["values"].items()
-            }
-            return cls(stored["key"], stored["done"], stored["total"], sides)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} holds no ranges ({error!r}); delete it and calibrate again") from error
+        source = JsonSource(str(path), "delete it and calibrate again", max_bytes=_FILE_BYTES, max_values=_FILE_VALUES)
+        values = read_json(path, source)
+        if not isinstance(values, dict) or (values.get("format"), values.get("version")) != (FORMAT, VERSION):
+            source.fail("holds no ranges")
+        stored = convert_json(values, _StoredRanges, source)
+        # Names are those of a graph's values; the file is continued only when its key is right.
+        if set(stored.values) != set(SIDES) or stored.done > stored.total:
+            source.fail("is damaged: it lacks a side, or has more windows than it should")
+        sides = {side: {name: TensorStatistics.restore(one) for name, one in stored.values[side].items()} for side in SIDES}
+        return cls(stored.key, stored.done, stored.total, sides)
 
     def save(self, path: PathLike) -> None:
         """Write the ranges as JSON, whole or not at all."""
@@ -93,6 +95,14 @@ class Ranges:
                         f"the {side}'s float32 values are not finite; the first node is {name}: {what} of {found.count:,} values; "
                         "the checkpoint's weights do not work on these images, so no precision can"
                     )
+
+
+@dataclass(frozen=True)
+class _StoredRanges:
+    key: Annotated[str, Meta(max_length=200)]
+    done: Annotated[int, Meta(ge=0, le=2**31)]
+    total: Annotated[int, Meta(ge=1, le=2**31)]
+    values: dict[str, dict[Annotated[str, Meta(max_length=1000)], StoredStatistics]]
 
 
 def collect(

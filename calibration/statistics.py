@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 BINS = 2048  # 16 bins or more per step of an 8-bit scale that spans the range
 
@@ -16,6 +17,9 @@ FP16_MAX = 65504.0
 FP16_NORMAL = 2.0**-14  # smaller magnitudes are subnormal: fewer than 11 significant bits
 FP16_LOST = 2.0**-25  # magnitudes up to here round to zero
 HEADROOM = 8.0  # a value within this factor of FP16_MAX counts as near overflow: other images may hold larger ones
+
+Count = Annotated[int, Meta(ge=0, le=2**60)]
+Finite = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]  # float32
 
 
 @dataclass
@@ -127,15 +131,42 @@ class TensorStatistics:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TensorStatistics:
-        """What :meth:`to_dict` gave. Raises KeyError, TypeError or ValueError for anything else."""
-        known = dict(values)
+    def restore(cls, stored: StoredStatistics) -> TensorStatistics:
+        """The statistics that :meth:`to_dict` stored."""
+        known = {one.name: getattr(stored, one.name) for one in fields(stored)}
         counts = np.zeros(BINS, np.int64)
-        stored = known.pop("histogram")
-        counts[: len(stored)] = stored
-        for name, empty in (("minimum", math.inf), ("maximum", -math.inf)):
-            known[name] = empty if known[name] is None else float(known[name])
-        return cls(**known, histogram=counts)
+        counts[: len(stored.histogram)] = stored.histogram
+        known |= {"histogram": counts, "exponent": stored.exponent}
+        known["minimum"] = math.inf if stored.minimum is None else stored.minimum
+        known["maximum"] = -math.inf if stored.maximum is None else stored.maximum
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class StoredStatistics:
+    """:meth:`TensorStatistics.to_dict` as it is read again. Raises ValueError for counts that contradict one another."""
+
+    count: Count
+    nan: Count
+    infinite: Count
+    zeros: Count
+    near_overflow: Count
+    overflow: Count
+    subnormal: Count
+    lost: Count
+    minimum: Finite | None
+    maximum: Finite | None
+    exponent: Annotated[int, Meta(ge=-160, le=160)] | None
+    histogram: Annotated[list[Count], Meta(max_length=BINS)]
+
+    def __post_init__(self) -> None:
+        finite = self.count - self.nan - self.infinite
+        if (self.minimum is None, self.maximum is None) != (finite == 0, finite == 0):
+            raise ValueError("minimum and maximum are those of the finite values")
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError("minimum is larger than maximum")
+        if (self.exponent is None) != (sum(self.histogram) == 0) or sum(self.histogram) + self.zeros != finite:
+            raise ValueError("the histogram does not count all finite values")
 
 
 @functools.cache

@@ -42,6 +42,7 @@ class JsonSource:
         error: the error to raise.
         max_bytes: largest size of the document.
         max_depth: deepest nesting of lists and objects.
+        max_values: most values in all, lists and objects included.
     """
 
     where: str
@@ -49,6 +50,7 @@ class JsonSource:
     error: type[MgvqError] = InputError
     max_bytes: int = MAX_BYTES
     max_depth: int = MAX_DEPTH
+    max_values: int = MAX_VALUES
 
     def fail(self, what: str, cause: BaseException | None = None) -> NoReturn:
         """Raise :attr:`error`: ``where what; remedy``."""
@@ -108,8 +110,8 @@ def check_plain(values: object, source: JsonSource) -> None:
     level: list[object] = [values]
     for depth in range(source.max_depth + 2):
         seen += len(level)
-        if seen > MAX_VALUES:
-            source.fail(f"is damaged: it holds more than {MAX_VALUES:,} values")
+        if seen > source.max_values:
+            source.fail(f"is damaged: it holds more than {source.max_values:,} values")
         if not level:
             return
         if depth > source.max_depth:
@@ -125,8 +127,8 @@ def check_plain(values: object, source: JsonSource) -> None:
                 deeper.extend(value.values())
             elif isinstance(value, (list, tuple)):
                 deeper.extend(value)
-            if len(deeper) > MAX_VALUES:
-                source.fail(f"is damaged: it holds more than {MAX_VALUES:,} values")
+            if len(deeper) > source.max_values:
+                source.fail(f"is damaged: it holds more than {source.max_values:,} values")
         level = deeper
     source.fail(f"is nested more than {source.max_depth} deep")
 

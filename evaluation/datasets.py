@@ -7,17 +7,18 @@ holds paths, or objects with a path, at its top or in the lists of an object: UH
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mgvq_export.core.errors import InputError
-from mgvq_export.core.files import PathLike, unreadable
+from mgvq_export.core.errors import InputError, shown
+from mgvq_export.core.files import PathLike
+from mgvq_export.core.json_files import JsonSource, read_json
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif")
+_LIST_BYTES, _LIST_VALUES = 512 << 20, 20_000_000  # lists of a million images and what is said of each
+_LONGEST_PATH = 4096
 PATH_KEYS = ("path", "image", "file", "file_name", "filename", "image_path", "img_path", "img")
 
 
@@ -99,24 +100,28 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _listed(path: Path) -> list[str]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except ValueError as error:
-        raise InputError(f"{path} is no valid JSON: {error}") from error
-    lists = list(content.values()) if isinstance(content, dict) else [content]
-    if not all(isinstance(entries, list) for entries in lists):
-        raise InputError(f"{path} is no list of images; wanted a list of paths, or an object whose values are such lists")
-    names = [_path_of(entry, path) for entries in lists for entry in entries]
+    source = JsonSource(str(path), "give a list of paths", max_bytes=_LIST_BYTES, max_values=_LIST_VALUES)
+    content: object = read_json(path, source)
+    lists = list(content.items()) if isinstance(content, dict) else [("", content)]
+    names = []
+    for key, entries in lists:
+        if not isinstance(entries, list):
+            raise InputError(f"{path} is no list of images; wanted a list of paths, or an object whose values are such lists")
+        names += [_path_of(entry, path, f"{shown(key, quoted=False)}[{index}]") for index, entry in enumerate(entries)]
     if not names:
         raise InputError(f"{path} lists no image; wanted a list of paths")
     return names
 
 
-def _path_of(entry: Any, path: Path) -> str:
+def _path_of(entry: object, path: Path, where: str) -> str:
     if isinstance(entry, dict):
         entry = next((entry[key] for key in PATH_KEYS if key in entry), None)
     if not isinstance(entry, str) or not entry:
-        raise InputError(f"{path} has an entry without a path; wanted a path, or an object with one of {', '.join(PATH_KEYS)}")
+        raise InputError(
+            f"{path} has an entry without a path, {where}: {shown(entry)}; wanted a path, or an object with one of {', '.join(PATH_KEYS)}"
+        )
+    if len(entry) > _LONGEST_PATH or not entry.isprintable():
+        raise InputError(
+            f"{path}: {where} is no path of an image: {shown(entry)}; wanted printable text of at most {_LONGEST_PATH}"
+        )
     return entry

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from mgvq_export.evaluation.figures import mean_squared_error, ssim
 from mgvq_export.evaluation.journal import Journal
 from mgvq_export.evaluation.perceptual import InceptionFeatures, Lpips, missing_package
 from mgvq_export.evaluation.protocol import VERSION, Protocol, resize_and_crop
-from mgvq_export.evaluation.results import Results, summarise
+from mgvq_export.evaluation.results import Results, record_problem, summarise
 from mgvq_export.runtime.image_files import MAX_PIXELS, decode_image
 from mgvq_export.runtime.tokenizer import Tokenizer
 
@@ -72,7 +73,8 @@ def evaluate(
     identity = run_identity(tokenizer, protocol, meters)
     found: list[tuple[Item, str]] = []
     bad: list[tuple[Item, str]] = []
-    with Journal(output, identity) as journal, warnings.catch_warnings():
+    check = partial(record_problem, identity=identity, spec=tokenizer.spec, size=protocol.size)
+    with Journal(output, identity, check) as journal, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about damaged files that it then refuses
         reading = _read_ahead(_Reader(protocol.size, max_pixels, journal), dataset.items)
         with ThreadPoolExecutor(_MEASURERS) as measuring, contextlib.closing(reading):

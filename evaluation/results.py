@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mgvq_export.core.spec import ModelSpec
 from mgvq_export.core.tokens import unpack_codes
 from mgvq_export.evaluation.datasets import Dataset, Item
 from mgvq_export.evaluation.figures import entropy_bits, frechet_distance, moments, psnr_of
-from mgvq_export.evaluation.journal import Journal
+from mgvq_export.evaluation.journal import Journal, Record
 from mgvq_export.evaluation.perceptual import FEATURES
 from mgvq_export.evaluation.protocol import Protocol
 from mgvq_export.evaluation.published import SOURCE, compare
@@ -225,13 +225,13 @@ class _Columns:
         )
         for index, sha256 in enumerate(hashes):
             record = journal[sha256]
-            columns.mse[index], columns.sizes[index] = record["mse"], record["source_size"]
-            columns.seconds[index] = record["seconds"]
-            if "ssim" in metrics:
-                columns.ssim[index] = record["ssim"]
-            if "lpips" in metrics:
-                columns.lpips[index] = record["lpips"]
-            columns.plans[f"encoder {record['plan'][0]}; decoder {record['plan'][1]}"] += 1
+            columns.mse[index], columns.sizes[index] = record.mse, record.source_size
+            columns.seconds[index] = record.seconds
+            if record.ssim is not None and "ssim" in metrics:
+                columns.ssim[index] = record.ssim
+            if record.lpips is not None and "lpips" in metrics:
+                columns.lpips[index] = record.lpips
+            columns.plans[f"encoder {record.plan[0]}; decoder {record.plan[1]}"] += 1
         return columns
 
     @property
@@ -300,11 +300,29 @@ def _codebook(counts: np.ndarray, spec: ModelSpec) -> list[dict[str, Any]]:
     return rows
 
 
+def record_problem(record: Record, identity: Mapping[str, Any], spec: ModelSpec, size: tuple[int, int]) -> str:
+    """Why a journal's record cannot be one of the run ``identity``: figures missing or too many, too few bytes. Empty when it can."""
+    groups, metrics = len(identity["groups"]), identity["metrics"]
+    if len(record.mse) != groups or ("ssim" in metrics and len(record.ssim or ()) != groups):
+        return f"mse and ssim must have {groups} figures"
+    if "lpips" in metrics and record.lpips is None:
+        return "it lacks the key lpips"
+    if not all(text.isprintable() for text in record.plan):
+        return "plan holds control characters"
+    wanted = _packed_bytes(spec, size) + ("rfid" in metrics) * 2 * 4 * FEATURES
+    return "" if record.data[1] == wanted else f"data: {record.data[1]:,} bytes; wanted {wanted:,}"
+
+
+def _packed_bytes(spec: ModelSpec, size: tuple[int, int]) -> int:
+    """Bytes of the packed codes of one image."""
+    return -(-spec.groups * _tokens_per_image(spec, size) * spec.code_bits // 8)
+
+
 def _count_codes(journal: Journal, hashes: Sequence[str], spec: ModelSpec, size: tuple[int, int]) -> np.ndarray:
     """How often each code was used: int64 [G, K]."""
     counts = np.zeros((spec.groups, spec.codes_per_group), np.int64)
     shape = spec.groups, _tokens_per_image(spec, size)
-    packed_bytes = -(-shape[0] * shape[1] * spec.code_bits // 8)
+    packed_bytes = _packed_bytes(spec, size)
     for sha256 in hashes:
         packed = np.frombuffer(journal.data(sha256)[:packed_bytes], np.uint8)
         for group, codes in enumerate(unpack_codes(packed, spec.code_bits, shape)):

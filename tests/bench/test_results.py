@@ -79,7 +79,11 @@ def test_other_documents_are_refused(tmp_path: Path, change, match: str) -> None
 def test_what_is_no_document_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("{")
     (tmp_path / "list.json").write_text("[]")
-    for name, match in (("text.json", "is no valid JSON"), ("list.json", "holds no bench results"), ("none.json", "no such file")):
+    for name, match in (
+        ("text.json", "is no valid JSON"),
+        ("list.json", "holds no bench results"),
+        ("none.json", "no such file"),
+    ):
         with pytest.raises(InputError, match=match):
             compare_files(tmp_path / name, tmp_path / name)
 

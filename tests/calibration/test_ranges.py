@@ -80,7 +80,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(small_network, 
 
 def test_bad_input_is_one_line(small_network, photos, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text('{"format": "mgvq-ra')
-    with pytest.raises(InputError, match="holds no ranges .*; delete it and calibrate again") as error:
+    with pytest.raises(InputError, match="is no valid JSON: .*; delete it and calibrate again") as error:
         collect(small_network, Crops(photos, 2, 32), "key", path=tmp_path / "broken.json")
     assert one_line(str(error.value))
 

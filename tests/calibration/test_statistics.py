@@ -2,12 +2,21 @@
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgvq_export.calibration.statistics import BINS, FP16_LOST, FP16_MAX, FP16_NORMAL, HEADROOM, TensorStatistics
+from mgvq_export.calibration.statistics import (
+    BINS,
+    FP16_LOST,
+    FP16_MAX,
+    FP16_NORMAL,
+    HEADROOM,
+    StoredStatistics,
+    TensorStatistics,
+)
 
 
 def values(seed: int = 0) -> np.ndarray:
@@ -77,7 +86,7 @@ def test_only_zeros_and_nothing() -> None:
 
 def test_json_brings_everything_back() -> None:
     found = of([values()])
-    again = TensorStatistics.from_dict(json.loads(json.dumps(found.to_dict())))
+    again = TensorStatistics.restore(msgspec.convert(json.loads(json.dumps(found.to_dict())), StoredStatistics))
     assert again.to_dict() == found.to_dict()
     again.add(values(1))
     found.add(values(1))
