@@ -103,8 +103,14 @@ class _StoredEffect:
 
     def restored(self) -> Effect:
         found = self.effect
-        figures = (found.psnr, found.drop, found.worst_drop, found.error)
-        return Effect(found.agreement, *map(float, figures), finite=found.finite)
+        return Effect(
+            found.agreement,
+            float(found.psnr),
+            float(found.drop),
+            float(found.worst_drop),
+            float(found.error),
+            found.finite,
+        )
 
 
 @dataclass(frozen=True)

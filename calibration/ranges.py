@@ -63,8 +63,12 @@ class Ranges:
     @classmethod
     def load(cls, path: PathLike) -> Ranges:
         """The ranges in a file. Raises :class:`InputError` when it holds none."""
-        source = JsonSource(str(path), "delete it and calibrate again", max_bytes=_FILE_BYTES, max_values=_FILE_VALUES)
-        values = read_json(path, source)
+        return cls.parse(read_json(path, _source(path)), path)
+
+    @classmethod
+    def parse(cls, values: object, path: PathLike) -> Ranges:
+        """:meth:`load` of what ``path`` holds as plain JSON values."""
+        source = _source(path)
         if not isinstance(values, dict) or (values.get("format"), values.get("version")) != (FORMAT, VERSION):
             source.fail("holds no ranges")
         stored = convert_json(values, _StoredRanges, source)
@@ -95,6 +99,10 @@ class Ranges:
                         f"the {side}'s float32 values are not finite; the first node is {name}: {what} of {found.count:,} values; "
                         "the checkpoint's weights do not work on these images, so no precision can"
                     )
+
+
+def _source(path: PathLike) -> JsonSource:
+    return JsonSource(str(path), "delete it and calibrate again", max_bytes=_FILE_BYTES, max_values=_FILE_VALUES)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
-"""What is installed, which backends can run here, and how to get the others. Imports nothing heavy that is not asked about."""
+"""What is installed, which backends can run here, and how to get the others. Heavy packages are imported only to probe them."""
 
 from __future__ import annotations
 
 import platform
 import shutil
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TypedDict
 
 from mgvq_export.core.bundle import package_version
 from mgvq_export.ops.trt_machine import FOR_CUDA_12
@@ -33,13 +34,47 @@ PACKAGES = {
 }
 
 
-def examine() -> dict[str, Any]:
-    """``system``; ``packages``: name, version or None, purpose; ``backends``: name, ready, detail with the remedy when not."""
-    packages = [{"name": name, "version": package_version(name), "purpose": purpose} for name, purpose in PACKAGES.items()]
+class System(TypedDict):
+    """The machine: versions of Python and of the system, and the names of the GPUs, None for none."""
+
+    python: str
+    platform: str
+    gpu: str | None
+
+
+class Package(TypedDict):
+    """A package: its version, None when it is not installed, and what it is for."""
+
+    name: str
+    version: str | None
+    purpose: str
+
+
+class Line(TypedDict):
+    """Whether something can run here, and why, with the remedy when it cannot."""
+
+    name: str
+    ready: bool
+    detail: str
+
+
+class Examination(TypedDict):
+    """All that is known of this machine."""
+
+    system: System
+    packages: list[Package]
+    backends: list[Line]
+
+
+def examine() -> Examination:
+    """The machine, the packages of :data:`PACKAGES`, and every line of :data:`LINES`."""
+    packages: list[Package] = [
+        {"name": name, "version": package_version(name), "purpose": purpose} for name, purpose in PACKAGES.items()
+    ]
     return {
         "system": {"python": platform.python_version(), "platform": platform.platform(), "gpu": _gpu()},
         "packages": packages,
-        "backends": [_export(), _fused_kernel(), *_onnxruntime(), *_tensorrt()],
+        "backends": [line for lines in LINES for line in lines()],
     }
 
 
@@ -58,15 +93,20 @@ def _gpu() -> str | None:
     return "; ".join(listed.stdout.split("\n")).strip("; ") or None
 
 
-def _backend(name: str, ready: bool, detail: str) -> dict[str, Any]:
+def _backend(name: str, ready: bool, detail: str) -> Line:
     return {"name": name, "ready": ready, "detail": detail}
 
 
-def _export() -> dict[str, Any]:
-    missing = [name for name in ("torch", "onnx") if package_version(name) is None]
-    if missing:
-        return _backend("export", False, f"needs {', '.join(missing)}: pip install 'mgvq-export[export]'")
-    return _backend("export", True, f"torch {package_version('torch')}, onnx {package_version('onnx')}")
+def needs(name: str, extra: str, *packages: str) -> Callable[[], list[Line]]:
+    """A line of :data:`LINES` for what runs as soon as ``packages`` are installed, which the package's ``extra`` brings."""
+
+    def lines() -> list[Line]:
+        missing = [package for package in packages if package_version(package) is None]
+        if missing:
+            return [_backend(name, False, f"needs {', '.join(missing)}: pip install 'mgvq-export[{extra}]'")]
+        return [_backend(name, True, ", ".join(f"{package} {package_version(package)}" for package in packages))]
+
+    return lines
 
 
 #: Where TensorRT comes from. The extra brings TensorRT 11 or newer for CUDA 13; an older driver needs other packages.
@@ -77,7 +117,7 @@ GET_TENSORRT = (
 _AS_ABOVE = "needs a GPU and TensorRT that run engines: see the line above"
 
 
-def _tensorrt() -> list[dict[str, Any]]:
+def _tensorrt() -> list[Line]:
     """Running engines, and building them, which takes more."""
     from mgvq_export.core.errors import BackendError
     from mgvq_export.ops.trt_machine import find_machine
@@ -97,14 +137,14 @@ def _tensorrt() -> list[dict[str, Any]]:
 
 
 def _importable(package: str) -> bool:
-    """Whether a module of that name is there although no such package is: NVIDIA's containers install TensorRT their own way."""
+    """Whether a module of that name can be imported. NVIDIA's containers install TensorRT without package metadata."""
     import importlib.util
 
     name = {"cuda-bindings": "cuda"}.get(package, package)
     return importlib.util.find_spec(name) is not None
 
 
-def _build(name: str) -> dict[str, Any]:
+def _build(name: str) -> Line:
     from mgvq_export.core.errors import BackendError
     from mgvq_export.ops.cuda_kernel import driver_problem, driver_version, nvrtc_version
 
@@ -118,7 +158,7 @@ def _build(name: str) -> dict[str, Any]:
     return _backend(name, problem is None, problem or f"NVRTC {nvrtc[0]}.{nvrtc[1]}")
 
 
-def _onnxruntime() -> list[dict[str, Any]]:
+def _onnxruntime() -> list[Line]:
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -147,7 +187,7 @@ def _cuda_loads(gpu: str) -> tuple[bool, str]:
     return True, gpu
 
 
-def _fused_kernel() -> dict[str, Any]:
+def _fused_kernel() -> list[Line]:
     try:
         import onnxruntime as ort
 
@@ -156,11 +196,18 @@ def _fused_kernel() -> dict[str, Any]:
 
         register_ort_kernels(ort.SessionOptions())
     except ImportError as error:
-        return _backend("fused quantizer", False, f"ONNX Runtime does not load ({error})")
+        return [_backend("fused quantizer", False, f"ONNX Runtime does not load ({error})")]
     except BackendError as error:
-        return _backend("fused quantizer", False, str(error))
-    return _backend(
-        "fused quantizer",
-        True,
-        f"numba {package_version('numba')}, onnxruntime-extensions {package_version('onnxruntime-extensions')}",
-    )
+        return [_backend("fused quantizer", False, str(error))]
+    return needs("fused quantizer", "all", "numba", "onnxruntime-extensions")()
+
+
+#: What is looked at, in this order. What only needs packages is a line with :func:`needs`.
+LINES: tuple[Callable[[], list[Line]], ...] = (
+    needs("export", "export", "torch", "onnx"),
+    _fused_kernel,
+    _onnxruntime,
+    _tensorrt,
+    needs("eval: LPIPS, rFID", "eval", "torch", "torchvision", "lpips", "clean-fid"),
+    needs("reports as HTML", "report", "Jinja2", "matplotlib"),
+)

@@ -1,0 +1,66 @@
+"""Describes a TensorRT engine file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mgvq_export.core.json_files import to_json
+from mgvq_export.core.manifest import KernelRecord
+from mgvq_export.inspection.facts import Facts, Table
+
+
+def describe_engine_file(path: Path, trust: bool, allow_host_code: bool) -> Facts:
+    """The engine ``path``; ``trust`` and ``allow_host_code`` as in :func:`~mgvq_export.inspection.describe.describe`."""
+    from mgvq_export.runtime.tensorrt.describe import describe_engine
+
+    found = describe_engine(path, trust=trust, allow_host_code=allow_host_code)
+    record, contents = found.record, found.contents
+    values: dict[str, Any] = {"kind": "engine", "bytes": path.stat().st_size}
+    if record:
+        values |= {
+            "part": record.part,
+            "precision": record.precision,
+            "file": "as it was built (hash in the bundle's manifest)",
+            "TensorRT": record.tensorrt,
+            "GPU": f"{record.gpu} ({record.compute_capability})",
+            "options": ", ".join(
+                f"{name.replace('_', ' ')} {value}"
+                for name, value in to_json(record.options).items()
+                if value not in (None, False)
+            ),
+            "embedded kernel": _kernel(record.kernel),
+            "build": f"{record.build_seconds} s",
+        }
+    else:
+        values["file"] = "outside a bundle: its hash cannot be checked"
+    values["runs here"] = found.runs_here
+    stored = to_json(record)
+    known = contents or stored
+    sides = {"input": known["inputs"], "output": known["outputs"]}
+    rows = [[end, v["name"], v["dtype"], str(v["shape"])] for end, side in sides.items() for v in side]
+    tables: list[Table] = [("Inputs and outputs", ("", "name", "dtype", "shape"), rows)]
+    shapes = [
+        [str(index), name, *(str(three[key]) for key in ("min", "opt", "max"))]
+        for index, profile in enumerate(known["profiles"])
+        for name, three in profile.items()
+    ]
+    tables.append(("Profiles", ("profile", "input", "min", "opt", "max"), shapes))
+    if contents:
+        values |= {
+            "scratch memory": f"{contents['scratch bytes'] / 1e6:.1f} MB",
+            "layers": len(contents["layers"]),
+            "plugin layers": contents["plugin layers"],
+        }
+        layers = [[str(index), layer["name"], layer["type"] or "-"] for index, layer in enumerate(contents["layers"])]
+        tables.append(("Layers", ("", "name", "type"), layers))
+    else:
+        values["layers"] = f"not listed: {found.not_loaded}"
+    nested = {"record": stored, "contents": contents}
+    return Facts(values | {name: facts for name, facts in nested.items() if facts}, tables)
+
+
+def _kernel(kernel: KernelRecord | None) -> str:
+    if kernel is None or kernel.architecture is None:
+        return "none" if kernel is None else "GroupedArgmin"
+    return f"GroupedArgmin, from compute capability {kernel.architecture / 10} on"

@@ -1,0 +1,93 @@
+"""What a description consists of, and rows that several kinds of files share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mgvq_export.core.errors import shown
+from mgvq_export.core.precision_plan import PrecisionPlan
+from mgvq_export.core.spec import ModelSpec
+
+_LONGEST = 2000  # characters of one cell
+
+#: Title, columns and rows of text.
+Table = tuple[str, Sequence[str], list[list[str]]]
+
+
+@dataclass
+class Facts:
+    """What was found: ``values`` as JSON-ready data, ``tables`` (title, columns, rows) for people."""
+
+    values: dict[str, Any]
+    tables: list[Table] = field(default_factory=list)
+
+    def printable(self) -> Facts:
+        """The same with the text of tables and plain values shortened and escaped: what comes from files may hold anything."""
+        values = {name: _shown(value) if isinstance(value, str) else value for name, value in self.values.items()}
+        return Facts(
+            values, [(title, columns, [[_shown(cell) for cell in row] for row in rows]) for title, columns, rows in self.tables]
+        )
+
+    def summary(self) -> list[tuple[str, Any]]:
+        """The plain values, without the nested ones that the tables show."""
+        return [(name, value) for name, value in self.values.items() if not isinstance(value, (dict, list))]
+
+
+def _shown(text: str) -> str:
+    return shown(text, _LONGEST, quoted=False)
+
+
+def model_rows(spec: ModelSpec) -> dict[str, Any]:
+    """Name and sizes of a model, by the names people read."""
+    return {
+        "model": spec.name,
+        "pixels per token": f"{spec.downsample}x{spec.downsample}",
+        "groups": spec.groups,
+        "codes per group": spec.codes_per_group,
+        "group dim": spec.group_dim,
+        "bits per token": spec.bits_per_token,
+    }
+
+
+def plan_rows(plan: PrecisionPlan) -> dict[str, Any]:
+    """What a precision plan does, in a few words each."""
+    named = ", ".join(f"{count} {precision}" for precision, count in plan.counts().items())
+    budgets = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in vars(plan.budgets).items() if value is not None)
+    images = plan.calibration.get("images")  # for people: a plan made by hand may hold anything there
+    return {
+        "name": plan.name,
+        "base": plan.base,
+        "nodes": named or "none",
+        **{side: f"{kind} (experimental)" if (kind := plan.kind(side)) == "fp8" else kind for side in ("encoder", "decoder")},
+        "made for": plan.made_for.model or "-",
+        "budgets": budgets or "-",
+        "calibrated on": f"{len(images)} images" if images and isinstance(images, list) else "-",
+    }
+
+
+def plan_table(plan: PrecisionPlan) -> Table:
+    """Every node that a plan names, with its scales and the reason."""
+    rows = [
+        [
+            name,
+            node.precision,
+            ", ".join(f"{position}: {scale:.4g}" for position, scale in sorted(node.scales.items())),
+            node.reason,
+        ]
+        for name, node in plan.nodes.items()
+    ]
+    return f"Nodes that do not run in {plan.base} as they are", ("node", "precision", "scales of inputs", "reason"), rows
+
+
+def figure_rows(values: Mapping[str, Any], where: str = "") -> list[list[str]]:
+    """Rows of name and value; the names of nested ones follow one another."""
+    rows = []
+    for name, value in values.items():
+        full = f"{where} {name.replace('_', ' ')}".strip()
+        if isinstance(value, Mapping):
+            rows += figure_rows(value, full)
+        else:
+            rows.append([full, f"{value:.5g}" if isinstance(value, float) else str(value)])
+    return rows
