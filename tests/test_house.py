@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "bench": {"core", "ops", "runtime", "parity"},
     # It tries plans on the graphs that export would write; what export needs of it is data, the plan.
     "calibration": {"core", "ops", "model", "export", "runtime", "parity"},
-    "serving": {"core"},
+    "serving": {"core", "ops", "runtime"},
     "inspection": {"core", "ops", "model", "runtime"},
 }
 TOP = {"__init__", "__main__", "cli", "commands", "benchmarks"}  # may import everything

@@ -1,0 +1,173 @@
+"""What the published models compute: arrays in, arrays out, without anything of Triton's.
+
+A stage takes apart a request's arrays, each with the batch as its first dimension, into items of one image each. What it makes of
+several items together is what it makes of each alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from mgvq_export.core.errors import InputError
+from mgvq_export.core.spec import Part
+from mgvq_export.core.tokens import Tokens
+from mgvq_export.runtime.image_files import decode_image
+from mgvq_export.runtime.images import check_image, pad_to_multiple, to_float
+from mgvq_export.runtime.tokenizer import Tokenizer
+
+Arrays = Mapping[str, np.ndarray]
+Size = tuple[int, int]
+Item = TypeVar("Item")
+
+#: Images of one size run together up to this many pixels: above it a batch gains no time and takes its memory several times.
+BATCH_PIXELS = 4_000_000
+
+
+class Stage(Protocol):
+    """One model's work."""
+
+    def items(self, inputs: Arrays) -> list[Any]:
+        """A request's items. Raises :class:`InputError` or :class:`TokensError` on what cannot be run."""
+
+    def run(self, items: Sequence[Any]) -> list[Arrays]:
+        """The outputs of each item, without the batch dimension."""
+
+    def warm_up(self) -> None:
+        """Load everything and run it once, on the smallest input."""
+
+
+class ReaderStage:
+    """Image files -> pixels."""
+
+    def __init__(self, max_pixels: int):
+        self.max_pixels = max_pixels
+
+    def items(self, inputs: Arrays) -> list[bytes]:
+        return [file.tobytes() for file in inputs["file"]]
+
+    def run(self, items: Sequence[bytes]) -> list[Arrays]:
+        images = [decode_image(data, "the file", max_pixels=self.max_pixels) for data in items]
+        return [{"image": image, "size": np.array(image.shape[:2], np.int32)} for image in images]
+
+    def warm_up(self) -> None:
+        """Loads Pillow; there is nothing to run."""
+        import PIL.Image  # noqa: F401
+
+
+class EncoderStage:
+    """Images -> latents."""
+
+    def __init__(self, tokenizer: Tokenizer, max_pixels: int):
+        self.tokenizer, self.max_pixels = tokenizer, max_pixels
+
+    def items(self, inputs: Arrays) -> list[np.ndarray]:
+        images = [check_image(image) for image in inputs["image"]]
+        for image in images:
+            _check_pixels(image.shape[0], image.shape[1], self.max_pixels)
+        return [pad_to_multiple(image, self.tokenizer.spec.downsample)[0] for image in images]
+
+    def run(self, items: Sequence[np.ndarray]) -> list[Arrays]:
+        found = _by_key(items, [image.shape[:2] for image in items], self._run_size)
+        return [{"latent": latent} for latent in found]
+
+    def _run_size(self, images: list[np.ndarray], size: Size) -> list[np.ndarray]:
+        """Latents [G*d, h, w] of images of one size."""
+        plan = self.tokenizer.encode_plan(*size)
+        if plan.total > 1 or len(images) == 1:
+            return [self.tokenizer.pipeline.latent(image, plan)[0] for image in images]
+        return [latent for part in _chunks(images, size) for latent in self._run_batch(part)]
+
+    def _run_batch(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        trunk, head = (self.tokenizer.pipeline.sessions[part] for part in (Part.ENCODER_TRUNK, Part.ENCODER_HEAD))
+        batch = np.empty((len(images), 3, *images[0].shape[:2]), trunk.inputs["image"])
+        for index, image in enumerate(images):
+            to_float(image, batch[index : index + 1])
+        (features,) = trunk.run({"image": batch})
+        return head.run({"features": features})[0]
+
+    def warm_up(self) -> None:
+        side = self.tokenizer.spec.downsample
+        self.run([np.zeros((side, side, 3), np.uint8)])
+
+
+class QuantizerStage:
+    """Latents -> codes."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+
+    def items(self, inputs: Arrays) -> list[np.ndarray]:
+        latent = inputs["latent"]
+        if latent.size == 0:
+            raise InputError(f"latent has shape {list(latent.shape)} and no values; wanted at least 1x1 cells")
+        if not np.isfinite(latent).all():
+            raise InputError("latent holds NaN or infinite values; wanted finite ones")
+        return list(latent)
+
+    def run(self, items: Sequence[np.ndarray]) -> list[Arrays]:
+        found = _by_key(items, [latent.shape for latent in items], self._run_shape)
+        return [{"codes": codes} for codes in found]
+
+    def _run_shape(self, latents: list[np.ndarray], _: Hashable) -> list[np.ndarray]:
+        (codes,) = self.tokenizer.pipeline.sessions[Part.QUANTIZER].run({"latent": np.stack(latents)}, ["codes"])
+        return list(codes.astype(np.uint16))
+
+    def warm_up(self) -> None:
+        (dtype,) = self.tokenizer.pipeline.sessions[Part.QUANTIZER].inputs.values()
+        self.run([np.zeros((self.tokenizer.spec.latent_channels, 1, 1), dtype)])
+
+
+class DecoderStage:
+    """Codes -> images."""
+
+    def __init__(self, tokenizer: Tokenizer, max_pixels: int):
+        self.tokenizer, self.max_pixels = tokenizer, max_pixels
+
+    def items(self, inputs: Arrays) -> list[tuple[Tokens, int]]:
+        codes = inputs["codes"]
+        f = self.tokenizer.spec.downsample
+        height, width = codes.shape[2] * f, codes.shape[3] * f
+        _check_pixels(height, width, self.max_pixels)
+        sizes = inputs.get("size", np.broadcast_to((height, width), (len(codes), 2)))
+        groups = inputs.get("groups", np.full((len(codes), 1), self.tokenizer.spec.groups))
+        return [
+            (self._tokens(one, (int(size[0]), int(size[1]))), self.tokenizer.check_groups(int(used)))
+            for one, size, (used,) in zip(codes, sizes, groups, strict=True)
+        ]
+
+    def _tokens(self, codes: np.ndarray, size: Size) -> Tokens:
+        if codes.size == 0:
+            raise InputError(f"codes have shape {list(codes.shape)} and no values; wanted at least 1x1 per group")
+        return Tokens.from_spec(self.tokenizer.spec, codes, size, self.tokenizer.bundle.codebook_sha256)
+
+    def run(self, items: Sequence[tuple[Tokens, int]]) -> list[Arrays]:
+        found = [self.tokenizer.decode(tokens, groups=groups) for tokens, groups in items]
+        return [{"image": image} for image in found]
+
+    def warm_up(self) -> None:
+        spec = self.tokenizer.spec
+        codes = np.zeros((1, spec.groups, 1, 1), np.uint16)
+        self.run(self.items({"codes": codes}))
+
+
+def _check_pixels(height: int, width: int, most: int) -> None:
+    if height * width > most:
+        raise InputError(f"the image is {width}x{height}, {height * width} pixels; this server takes at most {most}")
+
+
+def _by_key(items: Sequence[Item], keys: Sequence[Any], run: Any) -> list[Any]:
+    """``run(items of one key, key)`` for each key; the results in the order of ``items``."""
+    found: list[Any] = [None] * len(items)
+    for key in dict.fromkeys(keys):
+        places = [place for place, other in enumerate(keys) if other == key]
+        for place, result in zip(places, run([items[place] for place in places], key), strict=True):
+            found[place] = result
+    return found
+
+
+def _chunks(images: list[np.ndarray], size: Size) -> list[list[np.ndarray]]:
+    count = max(1, BATCH_PIXELS // (size[0] * size[1]))
+    return [images[start : start + count] for start in range(0, len(images), count)]
