@@ -20,6 +20,7 @@ VERBS = {
     "encode": ("encode:encode", "Run it"),
     "decode": ("decode:decode", "Run it"),
     "reconstruct": ("reconstruct:reconstruct", "Run it"),
+    "publish": ("publish:publish", "Run it"),
     "verify": ("verify:verify", "Measure it"),
     "eval": ("eval:eval", "Measure it"),
     "bench": ("bench:bench", "Measure it"),

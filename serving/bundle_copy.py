@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from mgvq_export.core.bundle import MANIFEST, Bundle, manifest_bytes
-from mgvq_export.core.spec import Part
+from mgvq_export.core.bundle import MANIFEST, Bundle
+from mgvq_export.core.manifest import HashedFile
 
 
 def bundle_files(bundle: Bundle, precision: str, *, engines: bool) -> dict[str, Path | bytes]:
     """Paths inside the copy -> content, or the file to copy: a bundle with one precision and, with ``engines``, its engines.
 
-    Raises :class:`BundleError` when a file is missing or has changed.
+    Raises :class:`BundleError` when the precision or a file is missing, or a file has changed.
     """
-    entry = bundle.manifest["precisions"][precision]
-    records = [record for record in bundle.engines if engines and record.get("precision") == precision]
-    manifest = {**bundle.manifest, "precisions": {precision: entry}, "engines": records}
-    files: dict[str, Path | bytes] = {MANIFEST: manifest_bytes(manifest)}
-    for part in entry["graphs"]:
-        files[entry["graphs"][part]["file"]] = bundle.graph_path(precision, Part(part))
-    others = [entry["weights"], *([entry["plan"]] if "plan" in entry else []), *records]
-    return files | {other["file"]: bundle.check_file(other) for other in others}
+    entry = bundle.entry(precision)
+    records = tuple(record for record in bundle.engines if engines and record.precision == precision)
+    manifest = replace(bundle.manifest, precisions={precision: entry}, engines=records)
+    copied: list[HashedFile] = [entry.weights, *entry.graphs.values(), *records]
+    copied += [entry.plan] if entry.plan else []
+    return {MANIFEST: manifest.to_bytes(), **{file.file: bundle.check_file(file) for file in copied}}

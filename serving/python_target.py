@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import mgvq_export
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, BundleError
+from mgvq_export.core.remedies import build_pattern
 from mgvq_export.core.spec import Part
+from mgvq_export.runtime.tiling.planner import parse_bytes
 from mgvq_export.runtime.tokenizer import BACKENDS
 from mgvq_export.serving.bundle_copy import bundle_files
 from mgvq_export.serving.config import ModelConfig, Step, TensorConfig, WarmUp
@@ -52,10 +54,13 @@ def plan_models(bundle: Bundle, options: PublishOptions) -> list[Model]:
     Raises:
         BundleError: the bundle lacks the precision or the backend's engines, or a file of it has changed.
         BackendError: no backend of that name, or none for the device.
+        InputError: a memory limit that is no size.
     """
     precision = options.precision or ("fp32" if "fp32" in bundle.precisions else bundle.precisions[0])
-    bundle.graph(precision, Part.QUANTIZER)  # names the precisions it has when this one is missing
+    bundle.entry(precision)  # names the precisions it has when this one is missing
     _check_backend(bundle, precision, options)
+    if options.memory_limit is not None:
+        parse_bytes(options.memory_limit)
     codes = TensorConfig("codes", "uint16", (bundle.spec.groups, -1, -1))
     latent = _latent(bundle, precision)
     shared = {
@@ -139,8 +144,8 @@ def _settings(options: PublishOptions) -> dict[str, str]:
 
 def _latent(bundle: Bundle, precision: str) -> TensorConfig:
     """The latent, which goes from the encoder to the quantizer, in the graphs' float type."""
-    (value,) = bundle.graph(precision, Part.ENCODER)["outputs"]
-    return TensorConfig(value["name"], value["dtype"], (bundle.spec.latent_channels, -1, -1))
+    (value,) = bundle.graph(precision, Part.ENCODER).outputs
+    return TensorConfig(value.name, value.dtype, (bundle.spec.latent_channels, -1, -1))
 
 
 def _check_backend(bundle: Bundle, precision: str, options: PublishOptions) -> None:
@@ -150,7 +155,5 @@ def _check_backend(bundle: Bundle, precision: str, options: PublishOptions) -> N
         raise BackendError(f"{options.backend} needs a GPU; give --device gpu, or choose another backend")
     if options.backend not in (*GPU_BACKENDS, "auto") and options.on_gpu:
         raise BackendError(f"{options.backend} runs on the CPU; give --device cpu, or choose another backend")
-    if options.backend == "tensorrt" and not any(record.get("precision") == precision for record in bundle.engines):
-        raise BundleError(
-            f"{bundle.path} has no {precision} engines; build them: mgvq-export build {bundle.path} --precision {precision} --shape HxW"
-        )
+    if options.backend == "tensorrt" and not any(record.precision == precision for record in bundle.engines):
+        raise BundleError(f"{bundle.path} has no {precision} engines; build them: {build_pattern(bundle.path, precision)}")

@@ -35,7 +35,7 @@ def labels(bundle: Bundle, precision: str) -> dict[str, str]:
         "mgvq_export": mgvq_export.__version__,
         "model": spec.name,
         "precision": precision,
-        "checkpoint_sha256": bundle.manifest["source"]["sha256"],
+        "checkpoint_sha256": bundle.manifest.source.sha256,
         "codebook_sha256": bundle.codebook_sha256,
         "groups": str(spec.groups),
         "codes_per_group": str(spec.codes_per_group),

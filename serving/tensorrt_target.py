@@ -15,16 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from mgvq_export.core.bundle import WEIGHTS, Bundle, engine_sizes
+from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BundleError, InputError
+from mgvq_export.core.manifest import EngineRecord, TensorEntry
+from mgvq_export.core.remedies import build_pattern, engine_sizes
 from mgvq_export.core.spec import Part
 from mgvq_export.serving.config import ModelConfig, Step, TensorConfig, WarmUp
 from mgvq_export.serving.options import PublishOptions, Size
 from mgvq_export.serving.target import Model, labels, size_name
 
-Record = Mapping[str, Any]
 Tensors = tuple[TensorConfig, ...]
 
 
@@ -36,7 +36,7 @@ def plan_models(bundle: Bundle, options: PublishOptions) -> list[Model]:
         InputError: a declared size that an engine does not hold.
     """
     precision = options.precision or "fp16"
-    bundle.graph(precision, Part.QUANTIZER)  # names the precisions it has when this one is missing
+    bundle.entry(precision)  # names the precisions it has when this one is missing
     parameters = labels(bundle, precision)
     encoder, quantizer, decoder = (
         _engine_model(bundle, precision, part, options, parameters) for part in (Part.ENCODER, Part.QUANTIZER, Part.DECODER)
@@ -62,7 +62,7 @@ def _engine_model(bundle: Bundle, precision: str, part: Part, options: PublishOp
     record = _engine(bundle, precision, part)
     held = engine_sizes(bundle.spec, record)
     _check_sizes(part, [size for size, _ in held], options.sizes, bundle.spec.downsample)
-    inputs, outputs = _tensors(record["inputs"]), _tensors(record["outputs"])
+    inputs, outputs = _tensors(record.inputs), _tensors(record.outputs)
     profiles = ", ".join(f'"{index}"' for index in range(len(held)))
     config = ModelConfig(
         f"mgvq_{part}",
@@ -80,14 +80,14 @@ def _engine_model(bundle: Bundle, precision: str, part: Part, options: PublishOp
 
 
 def _graph_model(bundle: Bundle, precision: str, part: Part, options: PublishOptions, parameters: Mapping[str, str]) -> _Member:
-    entry, path = bundle.graph(precision, part), bundle.graph_path(precision, part)
-    inputs, outputs = _tensors(entry["inputs"]), _tensors(entry["outputs"])
+    entry, weights = bundle.graph(precision, part), bundle.entry(precision).weights
+    inputs, outputs = _tensors(entry.inputs), _tensors(entry.outputs)
     instances = f"count: {options.instances} kind: KIND_CPU"
     config = ModelConfig(f"mgvq_{part}", 'backend: "onnxruntime"', inputs, outputs, instances=instances, parameters=parameters)
     # The graph looks for its weights beside itself.
     files: dict[str, Path | bytes] = {
-        f"{options.version}/model.onnx": path,
-        f"{options.version}/{WEIGHTS}": path.with_name(WEIGHTS),
+        f"{options.version}/model.onnx": bundle.graph_path(precision, part),
+        f"{options.version}/{Path(weights.file).name}": bundle.check_file(weights),
     }
     return _Member(Model(config, files), inputs, outputs)
 
@@ -106,13 +106,11 @@ def _ensemble(name: str, first: _Member, second: _Member, parameters: Mapping[st
     )
 
 
-def _engine(bundle: Bundle, precision: str, part: Part) -> Record:
+def _engine(bundle: Bundle, precision: str, part: Part) -> EngineRecord:
     """The engine of ``part`` that was built last."""
-    found = [record for record in bundle.engines if (record.get("part"), record.get("precision")) == (str(part), precision)]
+    found = [record for record in bundle.engines if (record.part, record.precision) == (str(part), precision) and record.profiles]
     if not found:
-        raise BundleError(
-            f"{bundle.path} has no {precision} engine of {part}; build it: mgvq-export build {bundle.path} --precision {precision} --shape HxW"
-        )
+        raise BundleError(f"{bundle.path} has no {precision} engine of {part}; build it: {build_pattern(bundle.path, precision)}")
     return found[-1]
 
 
@@ -126,9 +124,9 @@ def _check_sizes(part: Part, held: list[Size], wanted: Iterable[Size], downsampl
             )
 
 
-def _tensors(values: Iterable[Mapping[str, Any]]) -> Tensors:
+def _tensors(values: Iterable[TensorEntry]) -> Tensors:
     return tuple(
-        TensorConfig(value["name"], value["dtype"], tuple(dim if isinstance(dim, int) else -1 for dim in value["shape"]) or (1,))
+        TensorConfig(value.name, value.dtype, tuple(dim if isinstance(dim, int) else -1 for dim in value.shape) or (1,))
         for value in values
     )
 

@@ -25,6 +25,7 @@ RUNS = {
     "encode": ["bundle", "photos/a.png", "-o", "out"],
     "decode": ["bundle", "out/a.safetensors", "-o", "out"],
     "reconstruct": ["bundle", "photos/a.png", "-o", "again"],
+    "publish": ["bundle", "-o", "models"],
     "verify": ["bundle", "photos/a.png", "--only", "round-trip", "--report", "report.json"],
     "eval": ["bundle", "photos", "-o", "scores", "--size", "32x32", "--metric", "psnr", "--metric", "ssim"],
     "bench": ["bundle", "--size", "64x64", "--repeat", "1", "--against", "plain-ort"],

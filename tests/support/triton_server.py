@@ -72,9 +72,18 @@ class Server:
         return self.log_file.read_text(encoding="utf-8", errors="replace")
 
     def get(self, path: str, address: str = "") -> tuple[int, str]:
-        """Status and body of an HTTP request."""
+        """Status and body of a GET request."""
+        return self._open(urllib.request.Request(f"http://{address or self.http}/{path}"))
+
+    def post(self, path: str, body: str) -> tuple[int, str]:
+        """Status and body of a POST request with JSON."""
+        return self._open(
+            urllib.request.Request(f"http://{self.http}/{path}", body.encode(), {"Content-Type": "application/json"})
+        )
+
+    def _open(self, request: urllib.request.Request) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://{address or self.http}/{path}", timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
