@@ -25,7 +25,9 @@ Completion, in bash: `eval "$(_MGVQ_EXPORT_COMPLETE=bash_source mgvq-export)"` i
 
 def cli_docs() -> str:
     """The whole page."""
-    context = click.Context(main, info_name="mgvq-export", terminal_width=100, max_content_width=100)
+    # As main() makes it: without these a command keeps whichever --help option was asked for first in this process.
+    settings = {**main.context_settings, "terminal_width": 100, "max_content_width": 100}
+    context = click.Context(main, info_name="mgvq-export", **settings)
     pages = [_page("mgvq-export", main, context)]
     for name in VERBS:
         command = main.get_command(context, name)

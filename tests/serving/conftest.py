@@ -28,6 +28,7 @@ def repository(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton_server.Server]:
     """A real tritonserver with explicit model control, ready."""
     triton_server.require_server()
-    options = ("--model-control-mode=explicit", "--load-model=*")
+    # After a load that failed this server waits for a model that is not there, until its time to end is over.
+    options = ("--model-control-mode=explicit", "--load-model=*", "--exit-timeout-secs=5")
     with triton_server.running(repository, tmp_path_factory.mktemp("server"), options) as found:
         yield found
