@@ -94,6 +94,9 @@ class Backend(Protocol):
     def latent(self, image: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """uint8 [H, W, 3] -> latent [1, G*d, H/f, W/f] in the graphs' float type."""
 
+    def latent_batch(self, images: Sequence[Array]) -> list[Array]:
+        """:meth:`latent` of images of one size, [G*d, H/f, W/f] each, run together as by :meth:`encode_batch`."""
+
     def with_tiling(self, tiling: Tiling) -> Backend:
         """The same loaded graphs under another request for tiling."""
 

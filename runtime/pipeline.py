@@ -93,9 +93,17 @@ class HostBackend:
         plan = self.plan_encode(images[0].shape[:2])
         codes: list[Array] = []
         for group in self._groups(images, plan):
-            codes += self._encode_together(group) if plan.mode == "off" else [self.encode(group[0], plan)]
+            codes.extend(self._quantize(self._latents_together(group)) if plan.mode == "off" else [self.encode(group[0], plan)])
             progress(len(codes), len(images))
         return codes
+
+    def latent_batch(self, images: Sequence[Array]) -> list[Array]:
+        """:meth:`latent` of images of one size, [G*d, H/f, W/f] each; those of one window run together as in :meth:`encode_batch`."""
+        plan = self.plan_encode(images[0].shape[:2])
+        latents: list[Array] = []
+        for group in self._groups(images, plan):
+            latents.extend(self._latents_together(group) if plan.mode == "off" else self.latent(group[0], plan))
+        return latents
 
     def decode_batch(self, codes: Sequence[Array], groups: int, progress: Progress = silent) -> list[Array]:
         """:meth:`decode` of codes of one size; those of one window run together, as many as the memory limit allows."""
@@ -113,17 +121,21 @@ class HostBackend:
         for start in range(0, len(items), together):
             yield items[start : start + together]
 
-    def _encode_together(self, images: Sequence[Array]) -> list[Array]:
-        """Images of one size, in one run of every graph."""
+    def _latents_together(self, images: Sequence[Array]) -> Array:
+        """The latents [B, G*d, h, w] of images of one size, in one run of every graph."""
         trunk = self.graphs[Part.ENCODER_TRUNK]
         ((name, dtype),) = trunk.inputs.items()
         batch = np.empty((len(images), 3, *images[0].shape[:2]), dtype)
         for index, image in enumerate(images):
             to_float(image, batch[index : index + 1])
         (features,) = trunk.run({name: batch})
-        (latent,) = self.graphs[Part.ENCODER_HEAD].run({"features": features})
-        (codes,) = self.graphs[Part.QUANTIZER].run({"latent": latent}, ["codes"])
-        return list(codes)
+        (latents,) = self.graphs[Part.ENCODER_HEAD].run({"features": features})
+        return latents
+
+    def _quantize(self, latents: Array) -> Array:
+        """Latents [B, G*d, h, w] -> codes int32 [B, G, h, w]."""
+        (codes,) = self.graphs[Part.QUANTIZER].run({"latent": latents}, ["codes"])
+        return codes
 
     def _decode_together(self, codes: Sequence[Array], groups: int) -> list[Array]:
         """Codes of one size, in one run of every graph."""
@@ -139,9 +151,7 @@ class HostBackend:
         """uint8 [H, W, 3], H and W multiples of f -> codes int32 [G, H/f, W/f]."""
         if plan.mode == "blend":
             return blend.encode(self.graphs, image, plan.steps[0][1], progress)
-        latent = self.latent(image, plan, progress)
-        (codes,) = self.graphs[Part.QUANTIZER].run({"latent": latent}, ["codes"])
-        return codes[0]
+        return self._quantize(self.latent(image, plan, progress))[0]
 
     def latent(self, image: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """uint8 [H, W, 3] -> latent [1, G*d, H/f, W/f] in the graphs' float type."""

@@ -10,6 +10,7 @@ import importlib
 import json
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -49,7 +50,7 @@ class PythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response a request, in their order."""
-        taken = [_attempt(lambda request=request: self.stage.items(self._arrays(request))) for request in requests]
+        taken = [_attempt(partial(self._items, request)) for request in requests]
         results = iter(run_apart(self.stage.run, [item for items in taken if not isinstance(items, Exception) for item in items]))
         responses = []
         for items in taken:
@@ -62,9 +63,9 @@ class PythonModel:
         if self.tokenizer is not None:
             self.tokenizer.close()
 
-    def _arrays(self, request: Any) -> Arrays:
+    def _items(self, request: Any) -> list[Any]:
         tensors = {name: self._triton.get_input_tensor_by_name(request, name) for name in self.inputs}
-        return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+        return self.stage.items({name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None})
 
     def _response(self, found: Sequence[Arrays | Exception]) -> Any:
         for result in found:
@@ -146,7 +147,7 @@ def run_apart(run: Callable[[Sequence[Any]], list[Arrays]], items: Sequence[Any]
     """``run(items)``; when that fails, each item alone, so that one that fails takes no other with it."""
     if not items:
         return []
-    found = _attempt(lambda: run(items))
+    found = _attempt(partial(run, items))
     if not isinstance(found, Exception):
         return list(found)
     if len(items) == 1:

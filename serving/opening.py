@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mgvq_export
 from mgvq_export.core.errors import BackendError, BundleError
-from mgvq_export.runtime.tokenizer import BACKENDS, Tokenizer
+from mgvq_export.runtime.backend import BACKENDS
+from mgvq_export.runtime.tokenizer import Tokenizer
 from mgvq_export.serving.target import FORMAT
 
 #: The shared bundle: a folder of this name beside ``model.py`` of this model.
@@ -53,8 +54,10 @@ class Settings:
 
     def open(self) -> Tokenizer:
         """The tokenizer. Raises :class:`BackendError` when no backend of the device runs here, :class:`BundleError` on a damaged bundle."""
-        backend = _cpu_backend() if (self.backend, self.device) == ("auto", "cpu") else self.backend
-        tokenizer = Tokenizer.open(self.bundle, backend=backend, threads=self.threads, memory_limit=self.memory_limit)
+        names = [self.backend]
+        if (self.backend, self.device) == ("auto", "cpu"):  # the table goes from the one that runs everywhere to the fastest
+            names = [name for name in reversed(BACKENDS) if name not in GPU_BACKENDS]
+        tokenizer = self._open_first(names)
         if self.device == "gpu" and tokenizer.backend not in GPU_BACKENDS:
             tokenizer.close()
             raise BackendError(
@@ -63,7 +66,13 @@ class Settings:
             )
         return tokenizer
 
+    def _open_first(self, names: Sequence[str]) -> Tokenizer:
+        """A tokenizer of the first backend that runs here. Raises the last one's :class:`BackendError`."""
+        *others, last = names
+        for name in others:
+            with contextlib.suppress(BackendError):
+                return self._open_named(name)
+        return self._open_named(last)
 
-def _cpu_backend() -> str:
-    """The fastest backend of the CPU that is installed."""
-    return "openvino" if "openvino" in BACKENDS and importlib.util.find_spec("openvino") else "ort-cpu"
+    def _open_named(self, backend: str) -> Tokenizer:
+        return Tokenizer.open(self.bundle, backend=backend, threads=self.threads, memory_limit=self.memory_limit)

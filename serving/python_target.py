@@ -16,8 +16,8 @@ from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, BundleError
 from mgvq_export.core.remedies import build_pattern
 from mgvq_export.core.spec import Part
-from mgvq_export.runtime.tiling.planner import parse_bytes
-from mgvq_export.runtime.tokenizer import BACKENDS
+from mgvq_export.runtime.backend import CHOICES
+from mgvq_export.runtime.tiling.request import parse_bytes
 from mgvq_export.serving.bundle_copy import bundle_files
 from mgvq_export.serving.config import ModelConfig, Step, TensorConfig, WarmUp
 from mgvq_export.serving.opening import BUNDLE_FOLDER, GPU_BACKENDS
@@ -149,8 +149,8 @@ def _latent(bundle: Bundle, precision: str) -> TensorConfig:
 
 
 def _check_backend(bundle: Bundle, precision: str, options: PublishOptions) -> None:
-    if options.backend not in BACKENDS:
-        raise BackendError(f"no backend {options.backend!r}; choose {', '.join(BACKENDS)}")
+    if options.backend not in CHOICES:
+        raise BackendError(f"no backend {options.backend!r}; choose {', '.join(CHOICES)}")
     if options.backend in GPU_BACKENDS and not options.on_gpu:
         raise BackendError(f"{options.backend} needs a GPU; give --device gpu, or choose another backend")
     if options.backend not in (*GPU_BACKENDS, "auto") and options.on_gpu:

@@ -14,16 +14,15 @@ import numpy as np
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.spec import Part
 from mgvq_export.core.tokens import Tokens
+from mgvq_export.runtime.backend import GraphRunner
 from mgvq_export.runtime.image_files import decode_image
-from mgvq_export.runtime.images import check_image, pad_to_multiple, to_float
+from mgvq_export.runtime.images import check_image, pad_to_multiple
+from mgvq_export.runtime.ort.sessions import OrtGraphs
 from mgvq_export.runtime.tokenizer import Tokenizer
 
 Arrays = Mapping[str, np.ndarray]
 Size = tuple[int, int]
 Item = TypeVar("Item")
-
-#: Images of one size run together up to this many pixels: above it a batch gains no time and takes its memory several times.
-BATCH_PIXELS = 4_000_000
 
 
 class Stage(Protocol):
@@ -70,23 +69,9 @@ class EncoderStage:
         return [pad_to_multiple(image, self.tokenizer.spec.downsample)[0] for image in images]
 
     def run(self, items: Sequence[np.ndarray]) -> list[Arrays]:
-        found = _by_key(items, [image.shape[:2] for image in items], self._run_size)
-        return [{"latent": latent} for latent in found]
-
-    def _run_size(self, images: list[np.ndarray], size: Size) -> list[np.ndarray]:
-        """Latents [G*d, h, w] of images of one size."""
-        plan = self.tokenizer.encode_plan(*size)
-        if plan.total > 1 or len(images) == 1:
-            return [self.tokenizer.pipeline.latent(image, plan)[0] for image in images]
-        return [latent for part in _chunks(images, size) for latent in self._run_batch(part)]
-
-    def _run_batch(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        trunk, head = (self.tokenizer.pipeline.sessions[part] for part in (Part.ENCODER_TRUNK, Part.ENCODER_HEAD))
-        batch = np.empty((len(images), 3, *images[0].shape[:2]), trunk.inputs["image"])
-        for index, image in enumerate(images):
-            to_float(image, batch[index : index + 1])
-        (features,) = trunk.run({"image": batch})
-        return head.run({"features": features})[0]
+        backend = self.tokenizer.implementation
+        latents = _by_key(items, [image.shape for image in items], lambda images, _: backend.latent_batch(images))
+        return [{"latent": latent} for latent in latents]
 
     def warm_up(self) -> None:
         side = self.tokenizer.spec.downsample
@@ -98,6 +83,9 @@ class QuantizerStage:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
+        graphs = tokenizer.implementation.graphs
+        # Engines run whole images only. The CPU's kernel gives the same codes outside near-ties.
+        self._graphs: GraphRunner = OrtGraphs(tokenizer.bundle, tokenizer.precision, "ort-cpu") if graphs is None else graphs
 
     def items(self, inputs: Arrays) -> list[np.ndarray]:
         latent = inputs["latent"]
@@ -112,11 +100,11 @@ class QuantizerStage:
         return [{"codes": codes} for codes in found]
 
     def _run_shape(self, latents: list[np.ndarray], _: Hashable) -> list[np.ndarray]:
-        (codes,) = self.tokenizer.pipeline.sessions[Part.QUANTIZER].run({"latent": np.stack(latents)}, ["codes"])
+        (codes,) = self._graphs[Part.QUANTIZER].run({"latent": np.stack(latents)}, ["codes"])
         return list(codes.astype(np.uint16))
 
     def warm_up(self) -> None:
-        (dtype,) = self.tokenizer.pipeline.sessions[Part.QUANTIZER].inputs.values()
+        (dtype,) = self._graphs[Part.QUANTIZER].inputs.values()
         self.run([np.zeros((self.tokenizer.spec.latent_channels, 1, 1), dtype)])
 
 
@@ -144,8 +132,11 @@ class DecoderStage:
         return Tokens.from_spec(self.tokenizer.spec, codes, size, self.tokenizer.bundle.codebook_sha256)
 
     def run(self, items: Sequence[tuple[Tokens, int]]) -> list[Arrays]:
-        found = [self.tokenizer.decode(tokens, groups=groups) for tokens, groups in items]
-        return [{"image": image} for image in found]
+        def decode(some: list[tuple[Tokens, int]], groups: int) -> list[np.ndarray]:
+            return self.tokenizer.decode_batch([tokens for tokens, _ in some], groups=groups)
+
+        images = _by_key(items, [groups for _, groups in items], decode)
+        return [{"image": image} for image in images]
 
     def warm_up(self) -> None:
         spec = self.tokenizer.spec
@@ -166,8 +157,3 @@ def _by_key(items: Sequence[Item], keys: Sequence[Any], run: Any) -> list[Any]:
         for place, result in zip(places, run([items[place] for place in places], key), strict=True):
             found[place] = result
     return found
-
-
-def _chunks(images: list[np.ndarray], size: Size) -> list[list[np.ndarray]]:
-    count = max(1, BATCH_PIXELS // (size[0] * size[1]))
-    return [images[start : start + count] for start in range(0, len(images), count)]

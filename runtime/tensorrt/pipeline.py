@@ -172,6 +172,14 @@ class TensorRtBackend:
 
         return self._batch(job, images, progress)
 
+    def latent_batch(self, images: Sequence[Array]) -> list[Array]:
+        """:meth:`latent` of images of one size, [G*d, H/f, W/f] each, run together as by :meth:`encode_batch`."""
+
+        def job(group: Sequence[Array]) -> _Job:
+            return _Job(ENCODE, images[0].shape[:2], {"image": np.stack(group)}, "latent", silent, len(group))
+
+        return self._batch(job, images, silent)
+
     def decode_batch(self, codes: Sequence[Array], groups: int, progress: Progress = silent) -> list[Array]:
         """:meth:`decode` of codes of one size, as many together as the engines were built for and memory holds."""
 
@@ -187,7 +195,7 @@ class TensorRtBackend:
         found: list[Array] = []
         while len(found) < len(items):
             try:
-                found += self._run(make_job(items[len(found) : len(found) + together]), plan)
+                found.extend(self._run(make_job(items[len(found) : len(found) + together]), plan))
             except OutOfDeviceMemory:
                 if together == 1:
                     raise
