@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mgvq_export.cli import main
+from mgvq_export.cli import VERBS
 from mgvq_export.tests.support import planted
 
 #: What a user runs: the installed program.
@@ -43,12 +43,12 @@ RUNS = {
         "--search-windows",
         "1",
     ],
-    "build": ["bundle", "--shape", "64x64"],
+    "build": ["bundle", "--size", "64x64"],
 }
 
 
 def test_every_verb_has_a_run() -> None:
-    assert set(RUNS) == set(main.commands), "a new verb: say above how to run it"
+    assert set(RUNS) == set(VERBS), "a new verb: say above how to run it"
 
 
 @pytest.fixture(scope="module")

@@ -57,9 +57,10 @@ def test_the_first_commands_run(folder: Path) -> None:
 
 @pytest.mark.parametrize("words", commands(README + INDEX), ids=" ".join)
 def test_every_command_is_spelled_as_the_verb_wants_it(words: list[str]) -> None:
-    verb = main.get_command(None, words[0])
+    program = main.make_context("mgvq-export", [], resilient_parsing=True)
+    verb = main.get_command(program, words[0])
     assert verb is not None
-    context = verb.make_context(words[0], words[1:], resilient_parsing=True)
+    context = verb.make_context(words[0], words[1:], parent=program, resilient_parsing=True)
     assert not context.args
     known = {option for parameter in verb.params for option in parameter.opts}
     assert {word for word in words if word.startswith("-")} <= known

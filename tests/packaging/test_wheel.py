@@ -43,6 +43,8 @@ def test_it_holds_the_package_and_nothing_else(names: set[str]) -> None:
     assert {name for name in names if name.endswith(".py")} == modules, "list every room under packages in pyproject.toml"
     others = {name for name in names - modules if ".dist-info/" not in name}
     assert others >= {"mgvq_export/py.typed", "mgvq_export/model/demo.safetensors", "mgvq_export/ops/grouped_argmin.cu"}
+    for folder in ("parity/report/page", "parity/samples"):
+        assert others >= {f"mgvq_export/{folder}/{path.name}" for path in (ROOT / folder).iterdir()}
     assert {Path(name).suffix for name in others} <= {".typed", ".safetensors", ".cu", ".css", ".js", ".j2", ".jpg", ".md"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 

@@ -345,7 +345,6 @@ def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "a.md").read_text().startswith("# Verification")
 
 
-def test_what_the_page_is_made_of_is_installed_with_the_package() -> None:
-    declared = (Path(__file__).parents[3] / "pyproject.toml").read_text()
-    assert re.search(r'"mgvq_export.parity.report" = \[[^]]*"page/\*"', declared)
+def test_what_the_page_is_made_of() -> None:
+    # That the wheel holds them is a test of the wheel.
     assert {path.name for path in PAGE.iterdir()} == {"report.html.j2", "report.css", "report.js"}
