@@ -89,10 +89,10 @@ def silu(graph: GraphBuilder, x: str, name: str) -> str:
 
 @lower.register
 def _(layer: layers.RMSNorm2d, graph: GraphBuilder, x: str, name: str) -> str:
-    channels = len(layer.weight)
     with graph.float32():
-        total = graph.node("ReduceSumSquare", x, graph.integers(1), name=f"{name}/sum_square", keepdims=1)
-        mean = graph.node("Mul", total, graph.scalar(1 / channels), name=f"{name}/mean_square")
+        # Not ReduceSumSquare: ONNX Runtime's symbolic shape inference knows no reductions but ReduceSum and ReduceMean.
+        square = graph.node("Mul", x, x, name=f"{name}/square")
+        mean = graph.node("ReduceMean", square, graph.integers(1), name=f"{name}/mean_square", keepdims=1)
         mean = graph.node("Add", mean, graph.scalar(layers.NORM_EPS), name=f"{name}/add_eps")
         root = graph.node("Reciprocal", graph.node("Sqrt", mean, name=f"{name}/rms"), name=f"{name}/inverse_rms")
         unit = graph.node("Mul", x, root, name=f"{name}/normalize")

@@ -30,7 +30,6 @@ SPATIAL = ("height", "width")
 #: Operators that compute every element from the elements at the same place in their inputs.
 ELEMENTWISE = {"Add", "Cast", "Mul", "Reciprocal", "Relu", "Sigmoid", "Sqrt"}
 PER_CHANNEL = {"DequantizeLinear", "QuantizeLinear"}
-REDUCTIONS = {"ReduceMean", "ReduceSumSquare"}
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class _Forward:
             return self._broadcast(node), same
         if op in PER_CHANNEL:
             return layout, same
-        if op in REDUCTIONS:
+        if op == "ReduceMean":
             return self._reduced(node, layout), same
         if op == "Gather":
             return self._gathered(node, data), same
