@@ -23,6 +23,20 @@ def _refuse_shape(ctx: click.Context, _: click.Parameter, value: tuple[str, ...]
 
 @verb(
     BUNDLE,
+    click.option(
+        "--target",
+        type=OneOf(("tensorrt", "rtx")),
+        default="tensorrt",
+        show_default=True,
+        help="tensorrt, for the GPU of this machine; or rtx: TensorRT for RTX, for GeForce and RTX GPUs, built on any machine.",
+    ),
+    click.option(
+        "--compute-capability",
+        "capabilities",
+        multiple=True,
+        metavar="N",
+        help="With --target rtx: build for these GPUs only, such as 8.6; may be repeated. [default: all it supports]",
+    ),
     click.option("--precision", default="fp16", show_default=True, help="Graphs to build from: fp32, fp16, or a plan's name."),
     click.option(
         "--part",
@@ -42,20 +56,21 @@ def _refuse_shape(ctx: click.Context, _: click.Parameter, value: tuple[str, ...]
     click.option("--hardware-compatible", is_flag=True, help="Engines run on other GPUs from Ampere on too."),
     click.option("--detailed", is_flag=True, help="Keep every layer's details for the engine inspector."),
 )
-def build(bundle: Path, workspace: str | None, as_json: bool, **options: Any) -> None:
-    """Build TensorRT engines into BUNDLE, on the GPU that is to run them; those that still fit are kept.
+def build(bundle: Path, workspace: str | None, capabilities: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Build TensorRT engines into BUNDLE, on the GPU that is to run them, or with --target rtx on any machine; those that still fit are kept.
 
     Give all sizes an engine is to hold in one command: building it anew replaces those it had.
 
     \b
     mgvq-export build bundle --size 2560x1440             whole images
     mgvq-export build bundle --size 2560x1440 --tile 768  trunks in windows
+    mgvq-export build bundle --size 2560x1440 --target rtx
     """
     from mgvq_export.core.bundle import Bundle
     from mgvq_export.export.engines.build import Engine, build_engines
     from mgvq_export.export.engines.options import BuildOptions
 
-    wanted = BuildOptions(workspace=_parse_workspace(workspace), **options)
+    wanted = BuildOptions(workspace=_parse_workspace(workspace), compute_capabilities=capabilities, **options)
     lines = Lines(as_json)
 
     def finished(engine: Engine) -> None:

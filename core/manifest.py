@@ -149,7 +149,7 @@ class KernelRecord:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """A TensorRT engine of the bundle: everything that decides what it computes and where it runs.
+    """An engine of the bundle, for TensorRT or TensorRT for RTX: everything that decides what it computes and where it runs.
 
     Keys that an older or newer release did not write have the defaults, which no engine of this release has; a key of the wrong
     type is damage. So a record of another release is told apart from a damaged one, and is never taken for one of this release.
@@ -158,14 +158,18 @@ class EngineRecord:
         part, precision: which graph.
         file, bytes, sha256: the engine's file.
         graph_sha256, weights_sha256: the exported graph and its weights.
-        engine_graph_sha256: the graph that TensorRT was given.
-        tensorrt: version, as in ``tensorrt.__version__``.
-        gpu, compute_capability: as the driver names it, and e.g. ``9.0``.
+        engine_graph_sha256: the graph that the library was given.
+        target: the library: ``tensorrt``, or ``rtx`` for TensorRT for RTX.
+        tensorrt: version of the library, as in its ``__version__``.
+        gpu, compute_capability: as the driver names it, and e.g. ``9.0``; empty for the target ``rtx``, which builds without a GPU.
+        compute_capabilities: of the target ``rtx``: the only GPUs that it runs on; empty: all that the library supports.
         profiles: one per size, input name -> shapes.
         options: how it was built.
         kernel: the quantizer's kernel; None for an engine without the plugin.
         inputs, outputs: the engine's own (uint8 [batch, height, width, 3] images).
         build_seconds: how long it took.
+        activation_bytes: device memory for its activations at the largest profile, as the builder plans it; None: not told.
+        reproducible: whether the same build gives the same bytes.
     """
 
     part: Text = ""
@@ -185,6 +189,10 @@ class EngineRecord:
     bytes: Count = 0
     sha256: Text = ""
     build_seconds: Annotated[float, Meta(ge=0)] | None = None
+    target: Text = "tensorrt"
+    compute_capabilities: tuple[Name, ...] = ()
+    activation_bytes: Count | None = None
+    reproducible: bool = False
 
     @property
     def known_part(self) -> Part | None:

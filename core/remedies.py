@@ -37,6 +37,10 @@ def build_command(
         # A trunk of one size is the same engine whether it was built for windows or for images of that size.
         tile = held[0][0] if part in TRUNKS and len(held) == 1 else None
         shapes = [] if tile else [size for size, _ in held]
+    if record.target != "tensorrt":
+        command += ["--target", record.target]
+    for capability in record.compute_capabilities:
+        command += ["--compute-capability", capability]
     command += _build_options(options, max(batch for _, batch in held))
     command += ["--precision", record.precision] if record.precision else []
     for height, width in shapes:

@@ -1,8 +1,14 @@
-"""TensorRT and the GPU of this process: what an engine is bound to. Nothing here imports TensorRT until it is asked for."""
+"""NVIDIA's two libraries and the GPU of this process: what an engine is bound to. Neither library is imported until it is asked for.
+
+TensorRT builds on the GPU that runs the engine. TensorRT for RTX has the same API; it builds on any machine, without a GPU, and finishes
+the engine on the user's GPU. This module is the one place that chooses between them.
+"""
 
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import re
 from dataclasses import dataclass
 from types import ModuleType
@@ -10,8 +16,11 @@ from typing import Any
 
 from mgvq_export.core.errors import BackendError
 
+#: The libraries that engines are built for, by the names of ``build --target`` and of the records in a bundle's manifest.
+TARGETS = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
 OLDEST = (10, 16, 1)  # earlier ones read past the arguments of kernels embedded ahead of time, or lack parser flags
 _KEPT_ERRORS = 32
+_ACTIVATION = re.compile(r"Total Activation Memory: (\d+) bytes")
 #: The extra brings what is made for CUDA 13, which a driver of CUDA 12 cannot run.
 FOR_CUDA_12 = "pip install tensorrt-cu12 'cuda-bindings==12.*' nvidia-cuda-nvrtc-cu12"
 _INSTALL = f"pip install 'mgvq-export[tensorrt]' on a machine with a GPU, or with a driver of CUDA 12: {FOR_CUDA_12}"
@@ -19,37 +28,65 @@ _INSTALL = f"pip install 'mgvq-export[tensorrt]' on a machine with a GPU, or wit
 
 @dataclass(frozen=True)
 class Machine:
-    """What an engine is bound to: TensorRT's version, the GPU's name and its compute capability."""
+    """What an engine is bound to.
+
+    Attributes:
+        tensorrt: version of the library, as in its ``__version__``.
+        gpu, compute_capability: as the driver names it, and such as ``9.0``; empty for engines that are built for no one GPU.
+        target: the library, a key of :data:`TARGETS`.
+    """
 
     tensorrt: str
-    gpu: str
-    compute_capability: str
+    gpu: str = ""
+    compute_capability: str = ""
+    target: str = "tensorrt"
 
     @property
     def folder(self) -> str:
         """Name of its folder inside ``engines``."""
+        if self.target == "rtx":
+            return f"rtx-{self.tensorrt}"
         return f"{re.sub(r'[^a-z0-9]+', '-', self.gpu.lower()).strip('-')}-trt{self.tensorrt}"
 
     def __str__(self) -> str:
-        return f"{self.gpu} with TensorRT {self.tensorrt}"
+        library = f"{TARGETS[self.target]} {self.tensorrt}"
+        return f"{self.gpu} with {library}" if self.gpu else library
 
 
-def import_tensorrt() -> ModuleType:
-    """The ``tensorrt`` module. Raises BackendError, with the remedy, when it is missing or its libraries do not load."""
+def import_tensorrt(target: str = "tensorrt") -> ModuleType:
+    """The module ``tensorrt`` or, for the target ``rtx``, ``tensorrt_rtx``.
+
+    Raises :class:`BackendError`, with the remedy, when it is missing or its libraries do not load.
+    """
+    name, install = ("tensorrt_rtx", "pip install 'mgvq-export[rtx]'") if target == "rtx" else ("tensorrt", _INSTALL)
     try:
-        import tensorrt
+        return importlib.import_module(name)
     except (ImportError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise BackendError(f"TensorRT is not usable ({reason}): {_INSTALL}") from None
-    return tensorrt
+    if target != "rtx" and importlib.util.find_spec("tensorrt_rtx"):
+        install += "; TensorRT for RTX is installed, for GeForce and RTX GPUs: --target rtx builds its engines"
+    raise BackendError(f"{TARGETS[target]} is not usable ({reason}): {install}")
 
 
-def find_machine() -> Machine:
-    """TensorRT and GPU of this process. Raises :class:`BackendError` with the remedy when one is missing or too old."""
-    trt = import_tensorrt()
-    check_version(trt)
+def find_machine(target: str = "tensorrt") -> Machine:
+    """The library and the GPU of this process. Raises :class:`BackendError` with the remedy when one is missing or too old."""
+    trt = import_tensorrt(target)
+    if target == "tensorrt":
+        check_version(trt)
     gpu, capability = find_gpu()
-    return Machine(trt.__version__, gpu, capability)
+    return Machine(trt.__version__, gpu, capability, target)
+
+
+def find_rtx_library() -> Machine:
+    """TensorRT for RTX, which needs no GPU to build. Raises :class:`BackendError` with the remedy when it is missing."""
+    return Machine(import_tensorrt("rtx").__version__, target="rtx")
+
+
+def rtx_capabilities() -> dict[str, Any]:
+    """The compute capabilities that TensorRT for RTX can build for, such as ``8.6``, and the member of its enum for each."""
+    members = import_tensorrt("rtx").ComputeCapability.__members__
+    numbers = {name: re.fullmatch(r"SM(\d+)(\d)", name) for name in members}
+    return {f"{match[1]}.{match[2]}": members[name] for name, match in numbers.items() if match}
 
 
 def check_version(trt: Any) -> None:
@@ -127,19 +164,23 @@ def use_device(device: int) -> None:
 def process_logger(trt: Any) -> Any:
     """The one logger of this process: TensorRT keeps using the first it was given, and may do so after its builder is gone.
 
-    Its ``errors`` are TensorRT's last ones, oldest first; whoever asks TensorRT for something clears them before.
+    Its ``errors`` are TensorRT's last ones, oldest first; clear them before TensorRT is asked for something.
+    Its ``activation_bytes`` is the device memory that the last engine built needs for activations; None: TensorRT did not say.
     """
 
     class Messages(trt.ILogger):
-        """Keeps TensorRT's errors; they say why it gave nothing."""
+        """Keeps TensorRT's errors, which say why it gave nothing, and the memory that it plans."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.activation_bytes: int | None = None
 
         def log(self, level: Any, message: str) -> None:
             if level in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.errors.append(message)
                 del self.errors[:-_KEPT_ERRORS]
+            elif match := _ACTIVATION.search(message):
+                self.activation_bytes = max(int(match[1]), self.activation_bytes or 0)
 
     return Messages()

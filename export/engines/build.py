@@ -1,4 +1,4 @@
-"""Build the TensorRT engines of a bundle into the bundle. Engines that are there already and still fit are kept."""
+"""Build engines for TensorRT, or TensorRT for RTX, from a bundle's graphs into the bundle. Engines that are there already and still fit are kept."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from mgvq_export.core.manifest import EngineRecord, KernelRecord
 from mgvq_export.core.spec import Part
 from mgvq_export.export.engines.builder import EngineJob, build_plan
 from mgvq_export.export.engines.cache import BuildCache, engine_name, find_engine
+from mgvq_export.export.engines.child import build_in_child
 from mgvq_export.export.engines.options import BuildOptions, profiles
 from mgvq_export.ops.cuda_kernel import kernel_architecture, kernel_source_sha256, nvrtc_version
-from mgvq_export.ops.trt_machine import Machine, find_machine
+from mgvq_export.ops.trt_machine import Machine, find_machine, find_rtx_library, rtx_capabilities
 from mgvq_export.ops.trt_plugin import register_plugin
 
 
@@ -111,7 +112,7 @@ def build_engines(
     # Check
     for part in options.wanted_parts:
         bundle.graph(options.precision, part)
-    machine = find_machine()
+    machine = _find_builder(options)
     tasks = [_task(bundle, part, options, machine) for part in options.wanted_parts]
     if any(task.job.plugins for task in tasks):
         register_plugin(architecture=_architecture(machine))  # now: a missing compiler must not be found after an hour
@@ -137,17 +138,42 @@ def build_engines(
         path = bundle.path / task.wanted.file
         kernel = kernel_source_sha256()
         with _folders_removed_on_error(path.parent, bundle.path), atomic_path(path) as temporary:
-            plan, timings = build_plan(replace(task.job, timings=cache.timings(machine, kernel)), report)
-            temporary.write_bytes(plan)
+            if options.target == "rtx":
+                built = build_in_child(task.job, temporary, report)
+            else:
+                built = build_plan(replace(task.job, timings=cache.timings(machine, kernel)), report)
+                temporary.write_bytes(built.plan)
             seconds = time.perf_counter() - start
-            size, digest = temporary.stat().st_size, sha256_file(temporary)
-            record = replace(task.wanted, bytes=size, sha256=digest, build_seconds=round(seconds, 1))
+            record = replace(
+                task.wanted,
+                bytes=temporary.stat().st_size,
+                sha256=sha256_file(temporary),
+                build_seconds=round(seconds, 1),
+                activation_bytes=built.activation_bytes,
+                reproducible=options.target == "rtx",
+            )
         # Record
         _add_record(bundle, record)
-        cache.keep_timings(machine, kernel, timings)
+        if options.target == "tensorrt":
+            cache.keep_timings(machine, kernel, built.timings)
         cache.keep_time(task.wanted, seconds)
         add(Engine(part, path, record, False, tuple(reasons), seconds))
     return engines
+
+
+def _find_builder(options: BuildOptions) -> Machine:
+    """What the engines will be bound to. Raises :class:`BackendError` when it is missing, :class:`InputError` for unknown GPUs."""
+    if options.target != "rtx":
+        return find_machine()
+    library = find_rtx_library()
+    known = rtx_capabilities()
+    for capability in options.compute_capabilities:
+        if capability not in known:
+            raise InputError(
+                f"{library} builds for no GPU of compute capability {capability}; choose {', '.join(known)}, or TensorRT on such a "
+                "GPU: --target tensorrt"
+            )
+    return library
 
 
 def _report(
@@ -168,9 +194,9 @@ def _task(bundle: Bundle, part: Part, options: BuildOptions, machine: Machine) -
     try:
         from mgvq_export.export.engines.graphs import engine_graph  # onnx: only once TensorRT is known to be there
     except ImportError as error:
-        raise BackendError(f"building engines needs onnx ({error}): pip install 'mgvq-export[tensorrt]'") from None
+        raise BackendError(f"building engines needs onnx ({error}): pip install 'mgvq-export[{options.target}]'") from None
     path = bundle.graph_path(options.precision, part)
-    graph = engine_graph(path)
+    graph = engine_graph(path, options.target)
     shapes = profiles(bundle.spec, part, graph.inputs, options)
     job = EngineJob(
         name=f"{options.precision}/{part}",
@@ -180,7 +206,7 @@ def _task(bundle: Bundle, part: Part, options: BuildOptions, machine: Machine) -
         plugins=graph.plugins,
         profiles=shapes,
         options=options,
-        architecture=_architecture(machine),
+        architecture=_architecture(machine) if graph.plugins else 0,
     )
     wanted = EngineRecord(
         part=str(part),
@@ -189,6 +215,8 @@ def _task(bundle: Bundle, part: Part, options: BuildOptions, machine: Machine) -
         graph_sha256=bundle.graph(options.precision, part).sha256,
         weights_sha256=bundle.entry(options.precision).weights.sha256,
         engine_graph_sha256=graph.sha256,
+        target=options.target,
+        compute_capabilities=options.compute_capabilities,
         tensorrt=machine.tensorrt,
         gpu=machine.gpu,
         compute_capability=machine.compute_capability,

@@ -38,6 +38,7 @@ _VALUES = {
     "tensorrt": "TensorRT",
     "gpu": "the GPU",
     "compute_capability": "the compute capability",
+    "compute_capabilities": "the GPUs to build for",
     "options.builder_level": "the builder level",
     "options.workspace_bytes": "the workspace limit",
     "options.version_compatible": "version compatibility",
@@ -72,7 +73,8 @@ def find_engine(bundle: Bundle, wanted: EngineRecord) -> tuple[EngineRecord | No
     The file's size and hash are compared too. Among engines of the part and precision, the one in the same place is looked at
     first: other machines' engines lie elsewhere.
     """
-    engines = [e for e in bundle.engines if (e.part, e.precision) == (wanted.part, wanted.precision)]
+    key = (wanted.part, wanted.precision, wanted.target)
+    engines = [e for e in bundle.engines if (e.part, e.precision, e.target) == key]
     if not engines:
         return None, []
     record = next((e for e in engines if e.file == wanted.file), engines[-1])
@@ -106,6 +108,8 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _said(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "all"
     return "not set" if value in (None, "") else str(value)
 
 
@@ -162,5 +166,12 @@ class BuildCache:
 
 def _similar(wanted: EngineRecord) -> str:
     """The key under which build times are kept: everything but the weights and the exact sizes."""
-    values = [wanted.engine_graph_sha256, wanted.gpu, wanted.tensorrt, to_json(wanted.options), len(wanted.profiles)]
+    values = [
+        wanted.engine_graph_sha256,
+        wanted.target,
+        wanted.gpu,
+        wanted.tensorrt,
+        to_json(wanted.options),
+        len(wanted.profiles),
+    ]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,6 @@
-"""The graph handed to TensorRT: the exported graph with the plugin in place of the function body, and with uint8 images.
+"""The graph given to TensorRT: the exported graph with the plugin in place of the function body, and with uint8 images.
+
+TensorRT for RTX has no such plugins: its graphs keep the function body.
 
 The exported graphs take and give float images [B, 3, H, W], so that any runtime can use them. An engine takes and gives uint8
 [B, H, W, 3], a quarter of the bytes over the bus and no conversion on the host. TensorRT allows uint8 only at the network's
@@ -7,7 +9,7 @@ boundary: the input is cast first and transposed then, the output transposed fir
 Neither a uint8 image nor a code can say that it came from no number, so an engine that gives images or the latent also gives
 ``non_finite``, int32 [B]: 1 for an image (latent) with a value that was NaN or infinite.
 
-Only the graph is changed; weights stay in the bundle's ``weights.bin``, which the parser finds through the graph's path.
+Weights stay in the bundle's ``weights.bin``, which the parser finds through the graph's path.
 """
 
 from __future__ import annotations
@@ -57,18 +59,39 @@ class EngineGraph:
         return hashlib.sha256(self.model).hexdigest()
 
 
-def engine_graph(path: Path) -> EngineGraph:
-    """The graph at ``path``, changed for TensorRT. Raises :class:`BundleError` when it is no ONNX graph."""
+def engine_graph(path: Path, target: str = "tensorrt") -> EngineGraph:
+    """The graph at ``path``, changed for TensorRT, or for TensorRT for RTX (``target`` is ``rtx``).
+
+    Raises :class:`BundleError` when it is no ONNX graph.
+    """
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own errors
         raise BundleError(f"{path} is no ONNX graph ({' '.join(str(error).split())}); export the bundle again") from error
-    plugins = use_plugin(model)
+    keep_latent_type(model)
+    plugins = use_plugin(model) if target == "tensorrt" else 0
     report_non_finite(model)
     use_uint8_images(model)
+    if target == "rtx":
+        pad_image_channels(model, path.parent)
     graph = model.graph
     inputs, outputs = [value_entry(value) for value in graph.input], [value_entry(value) for value in graph.output]
     return EngineGraph(model.SerializeToString(deterministic=True), inputs, outputs, plugins)
+
+
+def keep_latent_type(model: ModelProto) -> None:
+    """Remove the cast to float32 before GroupedArgmin: ONNX Runtime's kernel needs it, the plugin and the function body take float16."""
+    casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast"}
+    for node in _argmin_nodes(model):
+        if node.input[0] in casts:
+            cast = casts[node.input[0]]
+            node.input[0] = cast.input[0]
+            if not any(cast.output[0] in other.input for other in model.graph.node):
+                model.graph.node.remove(cast)
+
+
+def _argmin_nodes(model: ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, OP_NAME)]
 
 
 def use_plugin(model: ModelProto) -> int:
@@ -78,7 +101,7 @@ def use_plugin(model: ModelProto) -> int:
     """
     for function in [f for f in model.functions if (f.domain, f.name) == (DOMAIN, OP_NAME)]:
         model.functions.remove(function)
-    nodes = [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, OP_NAME)]
+    nodes = _argmin_nodes(model)
     for node in nodes:
         del node.attribute[:]
         node.attribute.extend(helper.make_attribute(name, value) for name, value in NODE_ATTRIBUTES.items())
@@ -111,6 +134,34 @@ def use_uint8_images(model: ModelProto) -> None:
     for value in list(model.graph.output):
         if value.name == IMAGE:
             _uint8_output(model.graph, value)
+
+
+def pad_image_channels(model: ModelProto, folder: Path) -> None:
+    """Give a float16 image a fourth channel, of zeros, and the convolution that reads it zero weights for it.
+
+    Half-precision kernels read channels by fours. TensorRT for RTX else adds the channel itself, and keeps a constant of the image's
+    size in the engine for it: 7 MB for 2560x1440 pixels. ``folder``: where the weights are.
+    """
+    graph, source = model.graph, f"{IMAGE}/typed"
+    nodes = list(graph.node)
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    for index, node in enumerate(nodes):
+        weight = initializers.get(node.input[1]) if node.op_type == "Conv" and node.input[0] == source else None
+        if weight is None or weight.data_type != TensorProto.FLOAT16:
+            continue
+        array = numpy_helper.to_array(weight, base_dir=str(folder))  # [O, 3, kh, kw]
+        padded, pads = f"{IMAGE}/padded", f"{IMAGE}/padded/pads"
+        graph.initializer.append(
+            numpy_helper.from_array(np.pad(array, ((0, 0), (0, 1), (0, 0), (0, 0))), f"{weight.name}/padded")
+        )
+        graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 0, 0, 0, 1, 0, 0], np.int64), pads))
+        node.input[0], node.input[1] = padded, f"{weight.name}/padded"
+        nodes.insert(index, helper.make_node("Pad", [source, pads], [padded], name=padded))
+        graph.initializer.remove(weight)
+        nodes = [onnx.NodeProto.FromString(each.SerializeToString()) for each in nodes]
+        del graph.node[:]
+        graph.node.extend(nodes)
+        return
 
 
 def _uint8_input(graph: GraphProto, value: onnx.ValueInfoProto) -> None:

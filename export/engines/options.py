@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.manifest import EngineOptions, Profile, TensorEntry
 from mgvq_export.core.spec import TRUNKS, ModelSpec, Part, stride
+from mgvq_export.ops.trt_machine import TARGETS
 
 Size = tuple[int, int]
 
@@ -30,6 +32,9 @@ class BuildOptions:
 
     Attributes:
         precision: which graphs of the bundle.
+        target: the library that is to run the engines: ``tensorrt``, or ``rtx`` for TensorRT for RTX.
+        compute_capabilities: of the target ``rtx``: the only GPUs, such as ``8.6``, that the engines are to run on; empty: all that the
+            library supports.
         parts: graphs to build; empty for the encoder, quantizer, dequantizer and decoder, or, with ``tile``, the trunks and
             heads in place of encoder and decoder.
         shapes: image sizes (height, width) in pixels, one profile each; sides are rounded up to whole latent cells, as the
@@ -54,6 +59,8 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     detailed: bool = False
+    target: str = "tensorrt"
+    compute_capabilities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = {str(part): part for part in Part}
@@ -76,6 +83,29 @@ class BuildOptions:
                 "the heads and the quantizer run once over the whole image" if self.tile else "engines are built for image sizes"
             )
             raise InputError(f"{whole}: give --size WxH, for example --size 2560x1440, once for each size")
+        self._check_target()
+
+    def _check_target(self) -> None:
+        if self.target not in TARGETS:
+            raise InputError(f"no target {self.target!r}; choose {', '.join(TARGETS)}")
+        capabilities = sorted({_capability(each) for each in self.compute_capabilities}, key=lambda each: float(each))
+        object.__setattr__(self, "compute_capabilities", tuple(capabilities))
+        if self.target != "rtx":
+            if capabilities:
+                raise InputError(
+                    "TensorRT builds for the GPU of this machine: --compute-capability is for --target rtx; leave it out, "
+                    "or give --hardware-compatible for GPUs from Ampere on"
+                )
+            return
+        if self.version_compatible:
+            raise InputError(
+                "TensorRT for RTX has no version-compatible engines: leave --version-compatible out, and build again for each version"
+            )
+        if self.hardware_compatible:
+            raise InputError(
+                "engines of TensorRT for RTX run on all GPUs it supports: leave --hardware-compatible out; --compute-capability "
+                "narrows them"
+            )
 
     @property
     def wanted_parts(self) -> tuple[Part, ...]:
@@ -92,6 +122,14 @@ class BuildOptions:
             hardware_compatible=self.hardware_compatible,
             detailed=self.detailed,
         )
+
+
+def _capability(text: str) -> str:
+    """``"86"`` or ``"8.6"`` -> ``"8.6"``. Raises :class:`InputError`."""
+    match = re.fullmatch(r"(\d{1,2})\.?(\d)", text)
+    if not match:
+        raise InputError(f"compute capability is {text!r}; wanted a number such as 8.6 or 86")
+    return f"{match[1]}.{match[2]}"
 
 
 def _is_count(value: object) -> bool:

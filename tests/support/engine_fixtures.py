@@ -20,7 +20,7 @@ def use_fake(patch: pytest.MonkeyPatch, recorder: Any, gpu: Any) -> None:
     fake_gpu.install(recorder, gpu)
     recorder.make_plan = fake_gpu.make_plan
     for module in (trt_builder, trt_machine, trt_engines):
-        patch.setattr(module, "import_tensorrt", lambda: recorder.module)
+        patch.setattr(module, "import_tensorrt", lambda target="tensorrt": recorder.module)
     for module in (trt_builder, engines):
         patch.setattr(module, "register_plugin", lambda *, architecture: recorder("register", architecture))
     patch.setattr(trt_machine, "find_gpu", lambda: fake_gpu.MACHINE)

@@ -327,9 +327,24 @@ def session(plan: dict[str, Any]) -> Any:
         options.log_severity_level = 3
         register_ort_kernels(options)
         path = Path(plan["path"]).with_suffix(f".{key[:8]}.onnx")  # beside the weights it refers to
-        path.write_bytes(plan["model"])
+        path.write_bytes(with_float_latent(plan["model"]))
         _sessions[key] = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return _sessions[key]
+
+
+def with_float_latent(model: bytes) -> bytes:
+    """The graph with a cast before GroupedArgmin where its latent is float16: ONNX Runtime's kernel takes float32 only."""
+    import onnx
+
+    proto = onnx.load_model_from_string(model)
+    halves = {value.name for value in proto.graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16}
+    for index, node in enumerate(proto.graph.node):
+        if node.op_type == "GroupedArgmin" and node.input[0] in halves:
+            cast = onnx.helper.make_node("Cast", [node.input[0]], ["latent/to_float"], to=onnx.TensorProto.FLOAT)
+            node.input[0] = "latent/to_float"
+            proto.graph.node.insert(index, cast)
+            break
+    return proto.SerializeToString()
 
 
 def shape_of(value: Any) -> tuple[Any, ...]:

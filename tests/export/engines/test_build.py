@@ -58,7 +58,7 @@ def trt(monkeypatch):
     """Makes a Recorder the TensorRT of this process."""
     record = fake.Recorder()
     for module in (trt_builder, trt_machine):
-        monkeypatch.setattr(module, "import_tensorrt", lambda: record.module)
+        monkeypatch.setattr(module, "import_tensorrt", lambda target="tensorrt": record.module)
     monkeypatch.setattr(trt_machine, "find_gpu", lambda: (MACHINE.gpu, MACHINE.compute_capability))
     for module in (trt_builder, engines):
         monkeypatch.setattr(module, "register_plugin", lambda *, architecture: record("register", architecture))
@@ -622,7 +622,7 @@ def test_without_a_gpu_the_command_says_so_and_writes_nothing(bundle, trt, monke
         raise RuntimeError("libcuda.so not found\nmore")
 
     monkeypatch.undo()
-    monkeypatch.setattr(trt_machine, "import_tensorrt", lambda: trt.module)
+    monkeypatch.setattr(trt_machine, "import_tensorrt", lambda target="tensorrt": trt.module)
     runtime = pytest.importorskip("cuda.bindings.runtime")
     monkeypatch.setattr(runtime, "cudaGetDevice", no_gpu)
     before = files(bundle.path)

@@ -50,7 +50,7 @@ def inspectable(fake, monkeypatch):
     """TensorRT and a GPU whose engines also answer the inspector."""
     here = fake()
     here.trt.LayerInformationFormat = SimpleNamespace(JSON="json")
-    monkeypatch.setattr("mgvq_export.runtime.tensorrt.describe.import_tensorrt", lambda: here.trt)
+    monkeypatch.setattr("mgvq_export.runtime.tensorrt.describe.import_tensorrt", lambda target="tensorrt": here.trt)
     inspector = SimpleNamespace(get_engine_information=lambda kind: DETAILED)
     extra = {
         "get_tensor_shape": lambda self, name: fake_gpu.shape_of((self.inputs | self.outputs)[name]),
