@@ -14,9 +14,10 @@ Size = tuple[int, int]
 _FLAGS = ("version_compatible", "hardware_compatible", "detailed")
 
 
-def build_pattern(path: Path, precision: str | None = None) -> str:
+def build_pattern(path: Path, precision: str | None = None, target: str = "tensorrt") -> str:
     """The command that builds engines, with WxH in place of the sizes."""
-    options = ["--precision", precision] if precision else []
+    options = ["--target", target] if target != "tensorrt" else []
+    options += ["--precision", precision] if precision else []
     return shlex.join(["mgvq-export", "build", str(path), *options, "--size", "WxH"])
 
 
@@ -30,7 +31,7 @@ def build_command(
     """
     part, held, options = record.known_part, engine_sizes(spec, record), record.options
     if part is None or not held or options.builder_level is None:
-        return build_pattern(path, record.precision)
+        return build_pattern(path, record.precision, record.target)
     command = ["mgvq-export", "build", str(path)]
     if not shapes:
         command += ["--part", str(part)]

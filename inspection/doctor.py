@@ -23,6 +23,7 @@ PACKAGES = {
     "onnx": "export: writing graphs",
     "huggingface-hub": "export: downloading checkpoints",
     "tensorrt": "TensorRT engines",
+    "tensorrt-rtx": "TensorRT for RTX engines",
     "polygraphy": "TensorRT engines",
     "cuda-bindings": "TensorRT engines, GPU kernel",
     "nvidia-cuda-nvrtc": "compiling the GPU kernel",
@@ -136,6 +137,26 @@ def _tensorrt() -> list[Line]:
     return [_backend("tensorrt", True, f"{machine}; build engines with: mgvq-export build BUNDLE --size WxH"), _build(names[1])]
 
 
+def _rtx() -> list[Line]:
+    """Building engines of TensorRT for RTX, which takes no GPU."""
+    from mgvq_export.core.errors import BackendError
+    from mgvq_export.ops.trt_machine import find_rtx_library, rtx_capabilities
+
+    name = "build (TensorRT for RTX)"
+    if package_version("onnx") is None:
+        return [_backend(name, False, "needs onnx: pip install 'mgvq-export[rtx]'")]
+    try:
+        library = find_rtx_library()
+    except BackendError as error:
+        return [_backend(name, False, str(error))]
+    gpus = ", ".join(rtx_capabilities())
+    return [
+        _backend(
+            name, True, f"{library}, for GPUs of compute capability {gpus}: mgvq-export build BUNDLE --target rtx --size WxH"
+        )
+    ]
+
+
 def _importable(package: str) -> bool:
     """Whether a module of that name can be imported. NVIDIA's containers install TensorRT without package metadata."""
     import importlib.util
@@ -208,6 +229,7 @@ LINES: tuple[Callable[[], list[Line]], ...] = (
     _fused_kernel,
     _onnxruntime,
     _tensorrt,
+    _rtx,
     needs("eval: LPIPS, rFID", "eval", "torch", "torchvision", "lpips", "clean-fid"),
     needs("reports as HTML", "report", "Jinja2", "matplotlib"),
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mgvq_export.core.json_files import to_json
-from mgvq_export.core.manifest import KernelRecord
+from mgvq_export.core.manifest import EngineRecord, KernelRecord
 from mgvq_export.inspection.facts import Facts, Table
 
 
@@ -22,15 +22,16 @@ def describe_engine_file(path: Path, trust: bool, allow_host_code: bool) -> Fact
             "part": record.part,
             "precision": record.precision,
             "file": "as it was built (hash in the bundle's manifest)",
-            "TensorRT": record.tensorrt,
-            "GPU": f"{record.gpu} ({record.compute_capability})",
+            "TensorRT for RTX" if record.target == "rtx" else "TensorRT": record.tensorrt,
+            "GPU": _gpu(record),
             "options": ", ".join(
                 f"{name.replace('_', ' ')} {value}"
                 for name, value in to_json(record.options).items()
                 if value not in (None, False)
             ),
             "embedded kernel": _kernel(record.kernel),
-            "build": f"{record.build_seconds} s",
+            "activation memory": "not told" if record.activation_bytes is None else f"{record.activation_bytes / 1e6:.1f} MB",
+            "build": f"{record.build_seconds} s" + ", reproducible: the same build gives the same bytes" * record.reproducible,
         }
     else:
         values["file"] = "outside a bundle: its hash cannot be checked"
@@ -58,6 +59,13 @@ def describe_engine_file(path: Path, trust: bool, allow_host_code: bool) -> Fact
         values["layers"] = f"not listed: {found.not_loaded}"
     nested = {"record": stored, "contents": contents}
     return Facts(values | {name: facts for name, facts in nested.items() if facts}, tables)
+
+
+def _gpu(record: EngineRecord) -> str:
+    if record.target == "rtx":
+        only = ", ".join(record.compute_capabilities)
+        return f"those of compute capability {only}" if only else "all that TensorRT for RTX supports"
+    return f"{record.gpu} ({record.compute_capability})"
 
 
 def _kernel(kernel: KernelRecord | None) -> str:

@@ -25,7 +25,7 @@ from mgvq_export.ops.trt_machine import find_machine
 from mgvq_export.parity.metrics import agreement, max_abs, psnr
 from mgvq_export.parity.tolerances import tolerance
 from mgvq_export.runtime.images import to_float
-from mgvq_export.runtime.tensorrt.engines import usable_engines
+from mgvq_export.runtime.tensorrt.records import usable_engines
 from mgvq_export.runtime.tensorrt.session import TensorRtOptions
 from mgvq_export.runtime.tokenizer import Tokenizer
 

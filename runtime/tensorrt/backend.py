@@ -13,8 +13,8 @@ from mgvq_export.core.manifest import EngineRecord
 from mgvq_export.core.spec import Part
 from mgvq_export.ops.trt_machine import Machine, find_machine
 from mgvq_export.runtime.backend import RunOptions
-from mgvq_export.runtime.tensorrt.engines import missing_reason, usable_engines
 from mgvq_export.runtime.tensorrt.pipeline import TensorRtBackend
+from mgvq_export.runtime.tensorrt.records import missing_reason, usable_engines
 from mgvq_export.runtime.tensorrt.session import TensorRtOptions, TensorRtSession
 
 

@@ -1,4 +1,4 @@
-"""What a TensorRT engine is and holds: from the bundle's manifest, and from the engine itself where it can be loaded."""
+"""What an engine of TensorRT or TensorRT for RTX is and holds: from the bundle's manifest, and from the engine itself where it can be loaded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.core.files import PathLike
 from mgvq_export.core.manifest import EngineRecord
-from mgvq_export.ops.trt_machine import find_machine, import_tensorrt
-from mgvq_export.runtime.tensorrt.engines import LoadedEngine, engine_problems, find_record, load_engine
+from mgvq_export.ops.trt_machine import TARGETS, find_machine
+from mgvq_export.runtime.tensorrt.engines import LoadedEngine, load_engine
+from mgvq_export.runtime.tensorrt.records import engine_problems, find_record
 
 
 @dataclass
@@ -61,9 +62,11 @@ def describe_engine(path: PathLike, *, trust: bool = False, allow_host_code: boo
     bundle, record = found
     bundle.check_file(record)
     try:
-        machine = find_machine()
+        machine = find_machine(record.target if record.target in TARGETS else "tensorrt")
     except BackendError as error:
-        return EngineDescription(path, record, f"unknown: {error}", not_loaded="TensorRT is not usable here")
+        return EngineDescription(
+            path, record, f"unknown: {error}", not_loaded=f"{TARGETS.get(record.target, 'its library')} is not usable here"
+        )
     if problems := engine_problems(record, machine):
         return EngineDescription(path, record, f"no: {problems[0]}", not_loaded="it does not run here")
     try:
@@ -74,7 +77,7 @@ def describe_engine(path: PathLike, *, trust: bool = False, allow_host_code: boo
 
 def read_contents(loaded: LoadedEngine) -> dict[str, Any]:
     """What an engine says of itself: ``inputs``, ``outputs`` and ``profiles`` as in the manifest, ``layers`` (name, type), memory."""
-    trt, engine = import_tensorrt(), loaded.engine
+    trt, engine = loaded.loader.trt, loaded.engine
     sides: dict[str, list[dict[str, Any]]] = {"inputs": [], "outputs": []}
     for name, dtype in (loaded.inputs | loaded.outputs).items():
         shape = list(engine.get_tensor_shape(name))

@@ -144,9 +144,9 @@ OVERRIDES = """
 import tensorrt as trt
 from mgvq_export.export.engines import builder as trt_builder
 from mgvq_export.ops.trt_machine import process_logger
-from mgvq_export.runtime.tensorrt.engines import ErrorLog, _recorder
+from mgvq_export.runtime.tensorrt.errors import ErrorLog, error_recorder
 
-recorder, base = _recorder(trt), trt.IErrorRecorder
+recorder, base = error_recorder(trt), trt.IErrorRecorder
 assert isinstance(recorder, base)
 assert base.report_error(recorder, trt.ErrorCodeTRT.FAILED_EXECUTION, "first") is False
 assert base.report_error(recorder, trt.ErrorCodeTRT.FAILED_ALLOCATION, "second") is False

@@ -14,7 +14,8 @@ from mgvq_export.export.engines.options import BuildOptions
 from mgvq_export.ops import trt_machine
 from mgvq_export.ops.trt_machine import Machine, find_gpu, process_logger
 from mgvq_export.runtime.tensorrt.cuda import OutOfDeviceMemory
-from mgvq_export.runtime.tensorrt.engines import EngineLoader, ErrorLog
+from mgvq_export.runtime.tensorrt.engines import EngineLoader
+from mgvq_export.runtime.tensorrt.errors import ErrorLog
 
 cudart = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
 OK = cudart.cudaError_t.cudaSuccess

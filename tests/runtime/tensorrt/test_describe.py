@@ -50,7 +50,6 @@ def inspectable(fake, monkeypatch):
     """TensorRT and a GPU whose engines also answer the inspector."""
     here = fake()
     here.trt.LayerInformationFormat = SimpleNamespace(JSON="json")
-    monkeypatch.setattr("mgvq_export.runtime.tensorrt.describe.import_tensorrt", lambda target="tensorrt": here.trt)
     inspector = SimpleNamespace(get_engine_information=lambda kind: DETAILED)
     extra = {
         "get_tensor_shape": lambda self, name: fake_gpu.shape_of((self.inputs | self.outputs)[name]),
@@ -111,7 +110,7 @@ def test_outside_a_bundle_only_when_trusted(path, tmp_path, inspectable):
         describe(str(alone))
     assert "deserialize_cuda_engine" not in inspectable.gpu.calls
     values = describe(str(alone), trust=True).values
-    assert values["file"].startswith("of no bundle") and values["plugin layers"] == 1 and "part" not in values
+    assert values["file"].startswith("outside a bundle") and values["plugin layers"] == 1 and "part" not in values
 
 
 def test_outside_a_bundle_without_tensorrt(path, tmp_path, no_tensorrt):

@@ -23,7 +23,8 @@ from mgvq_export.export.engines import build as engines
 from mgvq_export.export.engines.options import BuildOptions
 from mgvq_export.ops.trt_machine import Machine
 from mgvq_export.runtime.tensorrt import backend as backend_module
-from mgvq_export.runtime.tensorrt.engines import EngineLoader, engine_problems, find_record, load_engine, usable_engines
+from mgvq_export.runtime.tensorrt.engines import EngineLoader, load_engine
+from mgvq_export.runtime.tensorrt.records import engine_problems, find_record, usable_engines
 from mgvq_export.runtime.tensorrt.session import TensorRtOptions
 from mgvq_export.tests.support.manifests import edited_manifest
 

@@ -609,8 +609,8 @@ def test_a_plan_of_other_engines(engine_bundle, bundle, fake, images):
 
 HOOKS = """
 import tensorrt as trt
-from mgvq_export.runtime.tensorrt.engines import ErrorLog, _recorder
-recorder = _recorder(trt)
+from mgvq_export.runtime.tensorrt.errors import ErrorLog, error_recorder
+recorder = error_recorder(trt)
 assert isinstance(recorder, trt.IErrorRecorder)
 for name in ("num_errors", "get_error_code", "get_error_desc", "has_overflowed", "clear", "report_error"):
     assert callable(getattr(trt.IErrorRecorder, name)) and name in type(recorder).__dict__
