@@ -603,7 +603,7 @@ def test_commands(bundle: Bundle, tiny_checkpoint_file: Path, tmp_path: Path) ->
     for arguments, match in (
         (("--plan", tmp_path / "none.json"), "cannot read .*none.json: no such file"),
         (("--plan", tiny_checkpoint_file), "no valid JSON|cannot read"),
-        (("--precision", "int8"), "int8 needs a plan"),
+        (("--precision", "int8"), "--precision is 'int8'; choose fp32, fp16"),
     ):
         refused = run("export", tiny_checkpoint_file, "-o", tmp_path / "c", *arguments)
         assert refused.exit_code == 2 and re.search(match, refused.stderr), refused.output
