@@ -9,18 +9,20 @@ from mgvq_export.tests.support.installing import ROOT, interpreter, pip
 
 
 @pytest.fixture(scope="session")
-def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The wheel of these sources, and what pip and setuptools said while it was built.
-
-    Built from links to the files, in a folder of its own: setuptools would leave ``build/`` in the sources, and take what an earlier
-    build left there into the wheel.
-    """
-    source = tmp_path_factory.mktemp("source")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of links to these sources, to build in: setuptools leaves ``build/`` there, and takes what an earlier build left."""
+    folder = tmp_path_factory.mktemp("sources")
     for entry in ROOT.iterdir():
         if entry.name not in {"build", "dist", ".git", ".venv"} and entry.suffix != ".egg-info":
-            (source / entry.name).symlink_to(entry)
+            (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built_wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The wheel of these sources, and what pip and setuptools said while it was built."""
     target = tmp_path_factory.mktemp("wheel")
-    said = pip("wheel", "-v", "--no-deps", "-w", target, source)
+    said = pip("wheel", "-v", "--no-deps", "-w", target, sources)
     (wheel,) = target.glob("*.whl")
     return wheel, said
 

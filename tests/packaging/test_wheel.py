@@ -28,9 +28,25 @@ def names(built_wheel: tuple[Path, str]) -> set[str]:
         return {name for name in archive.namelist() if not name.endswith("/")}
 
 
+def complaints(said: str) -> list[str]:
+    """Lines of a build that warn, those aside that are about this machine: its indexes, PYTHONDONTWRITEBYTECODE."""
+    lines = [line for line in said.splitlines() if not re.search(r"byte-compiling is disabled|^WARNING: Location 'file:", line)]
+    return [line for line in lines if re.search(r"warning|deprecat", line, re.IGNORECASE)]
+
+
 def test_it_is_built_without_warnings(built_wheel: tuple[Path, str]) -> None:
-    said = [line for line in built_wheel[1].splitlines() if "byte-compiling is disabled" not in line]
-    assert not [line for line in said if re.search(r"warning|deprecat", line, re.IGNORECASE)]
+    assert complaints(built_wheel[1]) == []
+
+
+def test_a_clone_is_installed_without_warnings(sources: Path, tmp_path: Path) -> None:
+    """As ``pip install -e .`` does it; later releases of pip than the tests' own repeat a build's warnings."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    assert complaints(pip("install", "-v", "--no-deps", "-e", sources, python=python)) == []
+    found = subprocess.run(
+        [python, "-c", "import mgvq_export; print(mgvq_export.__version__)"], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == mgvq_export.__version__
 
 
 def test_it_holds_the_package_and_nothing_else(names: set[str]) -> None:
