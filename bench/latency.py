@@ -209,6 +209,7 @@ class TokenizerJob:
         return self._sessions
 
     def warm_up(self) -> None:
+        """Load, compile and start threads on a small input: no part of a pass."""
         size = read_image(self._image).shape[:2]
         side = 4 * self._tokenizer.spec.downsample
         small = (side, side) if self._sessions else size  # engines may be built for one size only
@@ -220,6 +221,7 @@ class TokenizerJob:
         self._encode_plan, self._decode_plan = self._tokenizer.encode_plan(*size), self._tokenizer.decode_plan(*size)
 
     def run(self) -> dict[str, float]:
+        """One pass: seconds by stage."""
         if self._sessions:
             self._sessions.reset()
         laps = Laps(time.perf_counter)
@@ -248,6 +250,7 @@ class TokenizerJob:
         return {f"{direction}/convert": whole - sum(parts.values())} | parts
 
     def outcome(self) -> dict[str, Any]:
+        """Facts about the last pass, as :class:`~mgvq_export.bench.processes.Measured` keeps them."""
         plans = {"encode_plan": str(self._encode_plan), "decode_plan": str(self._decode_plan)}
         return self._outcome | {"facts": plans}
 

@@ -79,10 +79,12 @@ class PeerJob:
         self._codes = np.empty(0, np.int32)
 
     def warm_up(self) -> None:
+        """Load, compile and start threads on a small input: no part of a pass."""
         image = self._image if self._network.warm_up_whole else self._small
         self._network.decode(self._network.encode(image))
 
     def run(self) -> dict[str, float]:
+        """One pass: seconds by stage."""
         laps = Laps(time.perf_counter)
         self._codes = self._network.encode(self._image)
         laps.lap("encode")
@@ -91,6 +93,7 @@ class PeerJob:
         return laps.seconds
 
     def outcome(self) -> dict[str, Any]:
+        """Facts about the last pass, as :class:`~mgvq_export.bench.processes.Measured` keeps them."""
         return {"codes": self._codes[0], "facts": self._network.facts}
 
 
@@ -218,13 +221,16 @@ class CeilingJob:
         self._multiply = multiply
 
     def warm_up(self) -> None:
+        """Load, compile and start threads on a small input: no part of a pass."""
         self._multiply()
 
     def run(self) -> dict[str, float]:
+        """One pass: seconds by stage."""
         laps = Laps(time.perf_counter)
         self._multiply()
         laps.lap("matmul")
         return laps.seconds
 
     def outcome(self) -> dict[str, Any]:
+        """Facts about the last pass, as :class:`~mgvq_export.bench.processes.Measured` keeps them."""
         return {"facts": {"what": self._what, "flop": {"matmul": 2 * self._side**3}}}

@@ -41,10 +41,12 @@ class TimedSessions:
         return self._timed[part]
 
     def drop(self, part: Part) -> None:
+        """Forget a loaded graph."""
         self._timed.pop(part, None)
         self._sessions.drop(part)
 
     def close(self) -> None:
+        """Forget all loaded graphs."""
         self._timed.clear()
         self._sessions.close()
 

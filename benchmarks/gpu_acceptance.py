@@ -49,6 +49,7 @@ def run_section(name: str, options: Any) -> Iterator[Any]:
 
 
 def parse_options(arguments: argparse.Namespace, folder: Path) -> Any:
+    """Options of the sections from those of the command line; bundle and engines are made in ``folder``."""
     from mgvq_export.benchmarks.gpu.report import GpuOptions
     from mgvq_export.core.spec import variant
     from mgvq_export.model.demo import DEMO_SPEC
@@ -60,6 +61,7 @@ def parse_options(arguments: argparse.Namespace, folder: Path) -> Any:
 
 
 def main() -> int:
+    """The command line; see the module's description."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="also write the rows to this file, after every row")
     parser.add_argument("--section", action="append", choices=list(SECTIONS), help="only this section (may be repeated)")

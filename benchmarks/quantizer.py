@@ -133,17 +133,20 @@ class SearchJob:
         self._codes = np.empty(0, np.int32)
 
     def warm_up(self) -> None:
+        """Load, compile and start threads on a small input: no part of a pass."""
         # A corner of the latents: imports, compilation and thread pools are not the run's memory.
         self._prepare(np.ascontiguousarray(self._latent[:, :, :1, :8]), self._codebook)()
         self._search = self._prepare(self._latent, self._codebook)
 
     def run(self) -> dict[str, float]:
+        """One pass: seconds by stage."""
         laps = Laps(time.perf_counter)
         self._codes = self._search()
         laps.lap("search")
         return laps.seconds
 
     def outcome(self) -> dict[str, Any]:
+        """Facts about the last pass, as :class:`~mgvq_export.bench.processes.Measured` keeps them."""
         return {"codes": self._codes}
 
 
@@ -188,6 +191,7 @@ def print_entries(size_name: str, entries: list[Entry]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The command line; see the module's description."""
     parser = argparse.ArgumentParser(
         prog="python -m mgvq_export.benchmarks.quantizer", description=(__doc__ or "").split("\n", 1)[0]
     )

@@ -244,6 +244,7 @@ def write_docs(results: Results, docs: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; see the module's description."""
     parser = argparse.ArgumentParser(
         prog="python -m mgvq_export.benchmarks.scaling", description=(__doc__ or "").split("\n", 1)[0]
     )

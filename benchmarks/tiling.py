@@ -234,6 +234,7 @@ def limit(bundle: Bundle, sizes: list[tuple[int, int]], limits: list[str], round
 
 
 def main() -> None:
+    """The command line; see the module's description."""
     parser = argparse.ArgumentParser(description="Figures of exact tiling.")
     parser.add_argument("figure", choices=("exact", "tax", "memory", "blend", "limit"))
     parser.add_argument("bundle")

@@ -60,6 +60,7 @@ class PlanSearch:
         self._share_done = 0.0
 
     def run(self) -> Calibration:
+        """Find the plan. Raises :class:`InputError` when no plan meets the budgets."""
         if self.options.precision in LARGEST:
             return self._eight_bits()
         plan, effect = self._fp16_plan()
@@ -80,6 +81,7 @@ class PlanSearch:
         return self.effects.count + self.held_out.count
 
     def say(self, step: str) -> None:
+        """Report ``step`` and the share of the work done so far."""
         # Never back, also when more turns out to be left than was expected.
         self._share_done = max(self._share_done, min(1.0, self._count / self.expected))
         self.progress(step, 0.4 + 0.55 * self._share_done)

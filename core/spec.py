@@ -330,3 +330,8 @@ def variant(name: str) -> ModelSpec:
         return VARIANTS[name]
     except KeyError:
         raise SpecError(f"no model {name!r}; choose {', '.join(VARIANTS)}") from None
+
+
+def group_counts(groups: int) -> tuple[int, ...]:
+    """How many of ``groups`` groups are worth showing, ascending: 1, 2, 4, ... and all."""
+    return (*(2**n for n in range(groups.bit_length()) if 2**n < groups), groups)

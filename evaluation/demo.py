@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mgvq_export.core.files import make_folder
+from mgvq_export.core.spec import group_counts
 from mgvq_export.parity.verify import SAMPLES
 from mgvq_export.runtime.image_files import read_image, write_image
 
@@ -34,11 +35,6 @@ class DemoResult:
 def sample_photos() -> list[Path]:
     """The packaged photos; the demo model was not trained on them."""
     return sorted(SAMPLES.glob("*.jpg"))
-
-
-def group_counts(groups: int) -> list[int]:
-    """1, 2, 4, ... and all."""
-    return [n for n in (1, 2, 4, 8, 16) if n < groups] + [groups]
 
 
 def run_demo(output: Path, say: Callable[[str], None]) -> DemoResult:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mgvq_export.core.errors import InputError
-from mgvq_export.core.spec import ModelSpec
+from mgvq_export.core.spec import ModelSpec, group_counts
 
 #: Part of every journal: raised when a figure would come out differently.
 VERSION = 1
@@ -63,7 +63,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def _parse_groups(text: str | None, spec: ModelSpec) -> tuple[int, ...]:
     if text is None:
-        return (*(n for n in (1, 2, 4, 8, 16) if n < spec.groups), spec.groups)
+        return group_counts(spec.groups)
     counts = [part.strip() for part in text.split(",")]
     if not all(count.isdecimal() and 1 <= int(count) <= spec.groups for count in counts):
         raise InputError(f"groups is {text!r}; {spec.name} has {spec.groups}: give numbers from 1 to {spec.groups} such as 1,2,4")

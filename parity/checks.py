@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from mgvq_export.core.precision_plan import FLOATS, Budgets
-from mgvq_export.core.spec import Part
+from mgvq_export.core.spec import Part, group_counts
 from mgvq_export.ops.contract import grouped_argmin
 from mgvq_export.parity import graphs
 from mgvq_export.parity.compare import CodeDifferences, Worst
@@ -192,7 +192,7 @@ def check_decoder(context: VerificationContext) -> CheckResults:
     tokenizer = context.tokenizer(precision)
     name, image = context.sample
     codes = graphs.codes_of(tokenizer, graphs.latent_of(tokenizer, image))
-    counts = sorted({1, *(2**n for n in range(spec.groups.bit_length()) if 2**n <= spec.groups), spec.groups})
+    counts = group_counts(spec.groups)
     rows = Worst("decoder/groups", "Does the dequantizer set the groups left out to zero, and only those?", tolerance("exact"))
     whole = graphs.lookup(tokenizer, codes)
     for count in counts:

@@ -54,14 +54,17 @@ class GpuOptions:
 
     @property
     def sizes(self) -> tuple[Size, ...]:
+        """The sizes that engines are built for, (height, width) each, without repeats."""
         return tuple(dict.fromkeys((self.small, self.large)))
 
     @property
     def engine_repeats(self) -> int:
+        """Timed runs of each engine."""
         return _ENGINE_RUNS * self.repeats
 
     @property
     def dry_run(self) -> bool:
+        """Whether the CPU stands in for the GPU; its times mean nothing."""
         return self.device != "cuda"
 
 

@@ -21,6 +21,7 @@ from mgvq_export.core.bundle import MANIFEST, package_version
 from mgvq_export.core.errors import InputError, MgvqError
 from mgvq_export.core.files import sha256_file
 from mgvq_export.core.manifest import FileEntry, HashedFile
+from mgvq_export.core.spec import group_counts
 from mgvq_export.ops.contract import near_tie_margins
 from mgvq_export.parity import graphs
 from mgvq_export.parity.context import VerificationContext
@@ -73,18 +74,13 @@ def _shown(context: VerificationContext) -> list[str]:
     return list(context.images)[:PHOTOS]
 
 
-def _group_counts(groups: int) -> list[int]:
-    """1, 2, 4, ... and all."""
-    return sorted({*(2**n for n in range(groups.bit_length()) if 2**n <= groups), groups})
-
-
 def _photos(context: VerificationContext, data: ReportData) -> None:
     reference, tokenizer = context.reference, context.tokenizer(context.reference)
     for name in _shown(context):
         size = context.size(name)
         original = crop(context.images[name], size)
         decoded: dict[int, np.ndarray] = {}
-        for count in _group_counts(context.bundle.spec.groups):
+        for count in group_counts(context.bundle.spec.groups):
             whole = count == context.bundle.spec.groups
             codes = _valid_codes(context, name, reference)
             pixels = context.pixels(name, reference) if whole else graphs.pixels_of(tokenizer, codes, count)

@@ -86,6 +86,7 @@ def _plan(tokenizer: Tokenizer, find: Callable[[Tokenizer], TrunkPlan], tiled: b
 
 
 def main() -> None:
+    """The command line; see the module's description."""
     bundle, precision, height, width, mode = sys.argv[1:]
     try:
         for row in run(Path(bundle), precision, (int(height), int(width)), tiled=mode == "tiled"):
