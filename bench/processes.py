@@ -168,7 +168,7 @@ def _send(stream: IO[bytes], message: Any) -> None:
 
 
 def serve() -> None:
-    """A child's life: build, warm up, one pass for the memory, then a pass per request until the parent closes the pipe."""
+    """What a child process does: build, warm up, one pass for the memory, then a pass per request until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the children
     with os.fdopen(os.dup(0), "rb") as requests, os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)  # what libraries print must not get between the answers

@@ -43,7 +43,7 @@ def run_section(name: str, options: Any) -> Iterator[Any]:
     except CannotRun as error:
         required = name in REQUIRED and os.environ.get("MGVQ_REQUIRE_GPU") == "1"
         yield Row("cannot run here", str(error), ok=False if required else None)
-    except Exception as error:  # the other sections still have something to say
+    except Exception as error:  # the other sections run all the same
         traceback.print_exc()
         yield Row("broke off", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", ok=False)
 

@@ -311,7 +311,7 @@ def check_tiling(context: VerificationContext) -> CheckResults:
 
 
 def check_round_trip(context: VerificationContext) -> CheckResults:
-    """How many codes does an image keep that is decoded and encoded again? A figure of the model; nothing judges it."""
+    """How many codes does an image keep that is decoded and encoded again? A figure of the model, without a limit."""
     question = "How many codes stay when a decoded image is encoded again?"
     precision = context.reference
     tokenizer = context.tokenizer(precision)

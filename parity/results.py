@@ -15,14 +15,14 @@ PASSED, FAILED, REPORTED, SKIPPED = "passed", "FAILED", "reported", "skipped"
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The answer to one question.
+    """The result of one check.
 
     Attributes:
         name: question, then what was compared, e.g. ``network/latent``.
         question: the same as a sentence.
-        status: ``passed``, ``FAILED``, ``reported`` (a figure that nothing judges) or ``skipped``.
+        status: ``passed``, ``FAILED``, ``reported`` (a figure without a limit) or ``skipped``.
         value: the figure; the worst of all images. None when skipped.
-        tolerance: the row of the table it is held against; None when nothing judges it.
+        tolerance: the row of the table it is held against; None when there is no limit.
         detail: where the worst was, how many codes differ, or why it was skipped.
     """
 
@@ -41,7 +41,7 @@ class CheckResult:
 
     @classmethod
     def skipped(cls, name: str, question: str, why: str) -> CheckResult:
-        """A question that could not be asked."""
+        """A check that could not run."""
         return cls(name, question, SKIPPED, detail=why)
 
     def to_dict(self) -> dict[str, Any]:

@@ -60,13 +60,13 @@ TABLE: tuple[Tolerance, ...] = (
         "codes/fp32",
         1e-4,
         "",
-        "largest margin of a code that differs; latents 1e-5 apart move a score gap by 2e-5 on average, by more where a slice is short",
+        "largest margin of a code that differs; latents 1e-5 apart move a score gap by 2e-5 on average, by more where a sub-vector is short",
     ),
     Tolerance(
         "codes/fp16",
         3e-2,
         "",
-        "largest margin of a code that differs between two runs in float16; ten times the error of its latents, since short slices take more of it",
+        "largest margin of a code that differs between two runs in float16; ten times the error of its latents, since short sub-vectors take more of it",
     ),
     Tolerance(
         "codes/operator",

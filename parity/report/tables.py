@@ -46,11 +46,11 @@ def sections(data: ReportData) -> list[Section]:
 CHECKS = "Each question has a figure of its own, the worst over all images, and a limit with its reason."
 CODES = (
     "Where two ways of computing the codes of one image disagree. The margin is the gap between the scores of the two codebook "
-    "rows over the length of the slice: a small one is a near-tie, which rounding decides."
+    "rows over the length of the sub-vector: a small one is a near-tie, which rounding decides."
 )
 TILING = (
     "One image cut into windows, against the same image in one window. Exact windows share as much as the network reaches, so "
-    "nothing is lost. Blended tiles know nothing of each other, as in other tiled autoencoders; they are here to compare. Error and "
+    "nothing is lost. Blended tiles are computed independently, as in other tiled autoencoders; they are here to compare. Error and "
     "colour step are means in 8-bit steps: the pixels beside the borders of windows, and all others."
 )
 MEMORY = (

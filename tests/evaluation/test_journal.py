@@ -56,7 +56,7 @@ def test_a_cut_at_every_byte_leaves_the_whole_records(tmp_path: Path) -> None:
         assert "cc" in found(folder)
 
 
-def test_a_record_whose_data_is_cut_or_changed_is_not_believed(tmp_path: Path) -> None:
+def test_a_record_whose_data_is_cut_or_changed_is_left_out(tmp_path: Path) -> None:
     folder = write(tmp_path / "out")
     data = (folder / DATA).read_bytes()
     (folder / DATA).write_bytes(data[:-1])
@@ -76,7 +76,7 @@ def test_another_run_is_refused_and_named(tmp_path: Path) -> None:
     assert found(folder) == ["aa", "bb", "cc"]
 
 
-def test_a_run_without_an_image_is_nobodys(tmp_path: Path) -> None:
+def test_an_empty_journal_may_be_reused(tmp_path: Path) -> None:
     with Journal(tmp_path / "out", IDENTITY):
         pass
     with Journal(tmp_path / "out", {**IDENTITY, "size": "32x32"}) as journal:
