@@ -16,7 +16,17 @@ _ROWS_AT_ONCE = 32  # rows converted at once: intermediate values stay in the pr
 
 
 def check_image(image: np.ndarray, what: str = "image") -> np.ndarray:
-    """``image`` itself, when it is uint8 [H, W, 3] with at least one pixel; else :class:`InputError` with the remedy."""
+    """``image`` itself, when it is uint8 [H, W, 3] with at least one pixel; else :class:`InputError` with the remedy.
+
+    A Pillow image in mode RGB is taken as the array of its pixels: its EXIF orientation and its profile are not applied.
+    """
+    if type(image).__module__.startswith("PIL."):
+        mode = getattr(image, "mode", "?")
+        if mode != "RGB":
+            raise InputError(
+                f"{what} is a Pillow image in mode {mode}; wanted RGB: read the file with mgvq_export.read_image, or image.convert('RGB')"
+            )
+        image = np.asarray(image)
     if not isinstance(image, np.ndarray):
         raise InputError(f"{what} is a {type(image).__name__}; wanted a numpy array uint8 [H, W, 3]: use numpy.asarray(image)")
     shape = list(image.shape)

@@ -12,6 +12,7 @@ from PIL import Image, ImageCms, features
 
 from mgvq_export.core.errors import InputError
 from mgvq_export.runtime.image_files import WRITERS, read_image, write_image
+from mgvq_export.tests.support.image_makers import icc_profile
 
 
 @pytest.fixture
@@ -321,6 +322,140 @@ def test_reading_from_many_threads(tmp_path, photo, monkeypatch):
         thread.join()
     assert results == [True] * 80
     assert Image.MAX_IMAGE_PIXELS == 10
+
+
+# --- colours ---
+
+
+def as_png(tmp_path, pixels: np.ndarray, *chunks: tuple[bytes, bytes], colour_type: int = 2) -> np.ndarray:
+    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    (tmp_path / "a.png").write_bytes(png(pixels, colour_type, b"".join(parts)))
+    return read_image(tmp_path / "a.png")
+
+
+def test_a_profile_is_judged_by_what_it_does(tmp_path):
+    pixels = np.full((4, 4, 3), 55, np.uint8)
+    for name, gamma, wanted in (
+        ("GIMP built-in Linear sRGB", 1.0, 128),
+        ("sRGB IEC61966-2.1", 1.8, 71),
+        ("a name of its own", 2.2, 52),
+    ):
+        for mode in ("RGB", "RGBA", "L", "P"):
+            image = Image.fromarray(pixels).convert(mode)
+            image.save(tmp_path / "a.png", icc_profile=icc_profile(gamma, name=name))
+            assert abs(int(read_image(tmp_path / "a.png")[0, 0, 0]) - wanted) <= 1, (name, mode)
+
+
+def test_a_gray_profile_counts_with_and_without_alpha(tmp_path):
+    gray = Image.new("L", (4, 4), 55)
+    profile = icc_profile(1.0, space=b"GRAY")
+    for image in (gray, Image.merge("LA", (gray, Image.new("L", (4, 4), 255)))):
+        for suffix in (".png", ".tif"):
+            image.save(tmp_path / f"a{suffix}", icc_profile=profile)
+            assert (np.abs(read_image(tmp_path / f"a{suffix}").astype(int) - 128) <= 1).all(), (image.mode, suffix)
+
+
+def test_a_profile_for_other_pixels_is_ignored(tmp_path):
+    pixels = np.full((4, 4, 3), 55, np.uint8)
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    for profile in (icc_profile(1.0, space=b"GRAY"), lab, icc_profile(1.0)[:200]):
+        Image.fromarray(pixels).save(tmp_path / "a.png", icc_profile=profile)
+        np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "wanted"),
+    [
+        ([(b"gAMA", struct.pack(">I", 45455))], 55),  # what is written for sRGB
+        ([(b"gAMA", struct.pack(">I", 100000))], 128),
+        ([(b"sRGB", b"\0"), (b"gAMA", struct.pack(">I", 100000))], 55),
+        ([(b"cICP", bytes([1, 8, 0, 1])), (b"sRGB", b"\0")], 128),
+        ([(b"cICP", bytes([1, 13, 0, 1]))], 55),
+        ([(b"gAMA", struct.pack(">I", 0))], 55),  # no sense in it
+    ],
+)
+def test_png_says_how_its_colours_are_coded(tmp_path, chunks, wanted):
+    for pixels, colour_type in ((np.full((4, 4, 3), 55, np.uint8), 2), (np.full((4, 4, 1), 55, np.uint8), 0)):
+        assert np.abs(as_png(tmp_path, pixels, *chunks, colour_type=colour_type).astype(int) - wanted).max() <= 1
+
+
+def test_png_primaries(tmp_path):
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    pixels[..., 0] = 200
+    wide = np.array([0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06])
+    by_name = as_png(tmp_path, pixels, (b"cICP", bytes([12, 13, 0, 1])))
+    by_numbers = as_png(tmp_path, pixels, (b"cHRM", struct.pack(">8I", *np.rint(wide * 100000).astype(int))))
+    assert by_name[0, 0, 0] > 210
+    np.testing.assert_array_equal(by_name, by_numbers)
+
+
+@pytest.mark.parametrize(
+    ("coding", "part"), [((9, 16), "HDR (PQ)"), ((9, 18), "HDR (HLG)"), ((22, 13), "primaries 22"), ((1, 9), "transfer 9")]
+)
+def test_colours_that_cannot_be_converted_are_refused(tmp_path, coding, part):
+    with pytest.raises(InputError) as error:
+        as_png(tmp_path, np.full((4, 4, 3), 55, np.uint8), (b"cICP", bytes([*coding, 0, 1])))
+    refused(error, "a.png", part)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_transparent_gray_of_few_bits(tmp_path, bits):
+    top = 2**bits - 1
+    header = struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)
+    row = bytes([0, (0 << (8 - bits)) | (top << (8 - 2 * bits))])  # black, white
+    chunks = ((b"IHDR", header), (b"tRNS", struct.pack(">H", 0)), (b"IDAT", zlib.compress(row)), (b"IEND", b""))
+    data = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    assert (read_image(tmp_path / "a.png") == 255).all()  # the black is see-through, over white
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+def test_avif(tmp_path):
+    smooth = np.indices((40, 60)).sum(0).astype(np.uint8)[..., None].repeat(3, -1)
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", "AVIF", quality=95)
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - smooth).max() <= 4
+    coded = (tmp_path / "a.jpg").read_bytes()
+    at = coded.index(b"colrnclx") + 8
+    (tmp_path / "a.jpg").write_bytes(coded[: at + 2] + struct.pack(">H", 16) + coded[at + 4 :])
+    with pytest.raises(InputError, match="HDR"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_16_bit_colour_with_a_transparent_one_is_refused(tmp_path):
+    with pytest.raises(InputError, match="16 bits per channel and one transparent colour"):
+        as_png(tmp_path, np.zeros((2, 2, 3), np.uint16), (b"tRNS", struct.pack(">3H", 1, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("head", "part"),
+    [
+        (struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(200), "HEIC"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"8BPS\0\1", "Photoshop"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="x">', "SVG"),
+        (b"%PDF-1.7", "PDF"),
+        (bytes(128) + b"DICM", "DICOM"),
+        (b"v/1\x01" + bytes(20), "OpenEXR"),
+        (b"#?RADIANCE\n", "Radiance"),
+        (b"II*\0\x10\0\0\0CR\2\0", "CR2"),
+        (b"<!DOCTYPE html><html>", "HTML"),
+    ],
+)
+def test_other_files_are_named(tmp_path, head, part):
+    (tmp_path / "a.jpg").write_bytes(head)
+    with pytest.raises(InputError) as error:
+        read_image(tmp_path / "a.jpg")
+    refused(error, "a.jpg", part)
+
+
+def test_a_damaged_chunk_is_the_reason(tmp_path, photo):
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[20] ^= 1  # in the header, whose checksum no longer fits
+    (tmp_path / "a.png").write_bytes(bytes(data))
+    with pytest.raises(InputError) as error:
+        read_image(tmp_path / "a.png")
+    refused(error, "a.png", "damaged", "IHDR")
 
 
 # --- writing ---

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 
 from mgvq_export.core.errors import InputError
 from mgvq_export.runtime.images import check_image, crop, pad_to_multiple, to_float, to_uint8
@@ -35,6 +36,15 @@ def test_wrong_arrays(array, part):
     refused(error, part)
     with pytest.raises(InputError):
         to_float(array)
+
+
+def test_pillow_images():
+    pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    image = Image.fromarray(pixels)
+    np.testing.assert_array_equal(check_image(image), pixels)
+    with pytest.raises(InputError) as error:
+        check_image(image.convert("RGBA"))
+    refused(error, "mode RGBA", "read_image", "convert('RGB')")
 
 
 @settings(max_examples=50, deadline=None)
