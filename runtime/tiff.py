@@ -13,7 +13,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def open_tiff(data: bytes) -> tuple[tuple[int, int], Callable[[], Image.Image]]:
     file's name, when the layout is not read, when there is a second page, or when this is a camera's raw file.
     """
     with _tifffile(data) as file:
-        page = file.pages[0]
+        page = file.pages.first
         _check_single(file, page)
         layout = _layout(page)
         reader = _reader(layout)
@@ -93,7 +93,7 @@ def _check_single(file: TiffFile, page: TiffPage) -> None:
     count = 1
     for index in (1, 2, 3):  # counting all takes minutes where there are many
         try:
-            other = file.pages[index]
+            other = cast("TiffPage", file.pages[index])
         except IndexError:
             break
         count += not other.subfiletype & (_REDUCED | _MASK)  # a preview of the first page, or which of its pixels are to be seen
@@ -108,7 +108,7 @@ def _holds_sensor_data(page: TiffPage) -> bool:
         return True
     if _SUB_IFDS not in page.tags or page.pages is None:
         return False
-    inner = [page.pages[index] for index in range(min(len(page.pages), 8))]
+    inner = [cast("TiffPage", page.pages[index]) for index in range(min(len(page.pages), 8))]
     return any(other.photometric in _SENSOR for other in inner)
 
 
@@ -229,11 +229,11 @@ def _by_tifffile(data: bytes, layout: _Layout) -> Image.Image:
     from PIL import Image, ImageOps
 
     with _tifffile(data) as file:
-        page = file.pages[0]
+        page = file.pages.first
         _check_whole(page, layout, len(data))
         planes, _, height, width, samples = page.shaped
-        values = page.asarray(maxworkers=1).reshape(planes, height, width, samples)
-        values = values.transpose(1, 2, 0, 3).reshape(height, width, planes * samples)
+        stored = page.asarray(maxworkers=1).reshape(planes, height, width, samples)
+        values = stored.transpose(1, 2, 0, 3).reshape(height, width, planes * samples)
         profile, colour_map = page.tags.valueof(_PROFILE), page.tags.valueof(_COLOR_MAP)
         orientation = page.tags.valueof(_ORIENTATION, 1)
     colours = _COLOURS[layout.colour]
