@@ -46,13 +46,13 @@ wheel: $(STAMP)  ## dist/*.whl
 	rm -rf build
 
 # torch first and pinned: unpinned it brings gigabytes of CUDA libraries. polygraphy and the CUDA packages are for the TensorRT
-# code's tests, which need no GPU; TensorRT itself is not installed. Without their dependencies: lpips and clean-fid, whose torchvision is
+# code's tests, which need no GPU; TensorRT itself is not installed, TensorRT for RTX is. Without their dependencies: lpips and clean-fid, whose torchvision is
 # a CUDA build that does not load beside this torch, and ptxas, whose compiler library is large and not needed.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,report,test]' polygraphy cuda-bindings nvidia-cuda-nvrtc requests tqdm faiss-cpu
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,rtx,report,test]' polygraphy cuda-bindings nvidia-cuda-nvrtc requests tqdm faiss-cpu
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt lpips clean-fid nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime
 	touch $@
 
