@@ -45,6 +45,9 @@ _ENCODE = Step("mgvq_encoder", {"image": "image"}, {"latent": "latent"})
 _QUANTIZE = Step("mgvq_quantizer", {"latent": "latent"}, {"codes": "codes"})
 _DECODE = Step("mgvq_decoder", {"codes": "codes", "groups": "groups", "size": "size"}, {"image": "image"})
 
+#: Backends that run engines -> the library that the engines' records name.
+_ENGINES_OF = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+
 Tensors = tuple[TensorConfig, ...]
 
 
@@ -155,5 +158,6 @@ def _check_backend(bundle: Bundle, precision: str, options: PublishOptions) -> N
         raise BackendError(f"{options.backend} needs a GPU; give --device gpu, or choose another backend")
     if options.backend not in (*GPU_BACKENDS, "auto") and options.on_gpu:
         raise BackendError(f"{options.backend} runs on the CPU; give --device cpu, or choose another backend")
-    if options.backend == "tensorrt" and not any(record.precision == precision for record in bundle.engines):
+    library = _ENGINES_OF.get(options.backend)
+    if library and not any((record.target, record.precision) == (library, precision) for record in bundle.engines):
         raise BundleError(f"{bundle.path} has no {precision} engines; build them: {build_pattern(bundle.path, precision)}")

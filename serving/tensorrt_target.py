@@ -108,7 +108,8 @@ def _ensemble(name: str, first: _Member, second: _Member, parameters: Mapping[st
 
 def _engine(bundle: Bundle, precision: str, part: Part) -> EngineRecord:
     """The engine of ``part`` that was built last."""
-    found = [record for record in bundle.engines if (record.part, record.precision) == (str(part), precision) and record.profiles]
+    wanted = ("tensorrt", str(part), precision)
+    found = [record for record in bundle.engines if (record.target, record.part, record.precision) == wanted and record.profiles]
     if not found:
         raise BundleError(f"{bundle.path} has no {precision} engine of {part}; build it: {build_pattern(bundle.path, precision)}")
     return found[-1]

@@ -231,6 +231,19 @@ def test_what_cannot_be_run_gets_an_error_and_the_server_lives(client, wanted, n
     assert np.array_equal(client("mgvq_encode", image=one.image[None])["codes"][0], one.tokens.codes)
 
 
+def test_a_shape_that_claims_more_than_was_sent(client, wanted):
+    """Hundreds of gigabytes, with twelve bytes behind it. As JSON numbers the same claim ends this server: the page says so."""
+    from tritonclient.utils import InferenceServerException
+
+    value = client.module.InferInput("image", [1, 2, 2, 3], "UINT8")
+    value.set_data_from_numpy(np.zeros((1, 2, 2, 3), np.uint8))
+    value.set_shape([1, 300_000, 300_000, 3])
+    with pytest.raises(InferenceServerException, match="unexpected total byte size|byte size"):
+        client.client.infer("mgvq_encode", [value])
+    one = wanted[16, 16]
+    assert np.array_equal(client("mgvq_encode", image=one.image[None])["codes"][0], one.tokens.codes)
+
+
 def test_a_bad_request_takes_no_other_with_it(server, wanted):
     """Good and bad ones at once: in one batch, where the bad one's error is found before it runs, or while it runs."""
     files = {name: case[1]["file"] for name, case in refused().items() if case[0] == "mgvq_encode_file"}
