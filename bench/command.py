@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from mgvq_export.bench.latency import DEFAULT_SIZE, BenchOptions, bench, parse_size, passes
+from mgvq_export.bench.latency import DEFAULT_SIZE, BenchOptions, bench, passes
 from mgvq_export.bench.plots import check_plot, plot_latency
 from mgvq_export.bench.record import Results
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.files import PathLike
+from mgvq_export.core.units import parse_size
 
 Watch = Callable[[str, int], AbstractContextManager[Callable[[str, float], None]]]
 

@@ -25,23 +25,15 @@ from mgvq_export.core.errors import InputError
 from mgvq_export.core.files import PathLike
 from mgvq_export.core.spec import ModelSpec, Part
 from mgvq_export.core.tokens import Tokens
+from mgvq_export.core.units import Size
 from mgvq_export.parity.verify import SAMPLES
 from mgvq_export.runtime.backend import GraphRunner
 from mgvq_export.runtime.image_files import read_image, write_image
 from mgvq_export.runtime.tokenizer import Tokenizer
 
-Size = tuple[int, int]  # height, width
 Progress = Callable[[str, int], None]
 
 DEFAULT_SIZE = (1024, 1024)
-
-
-def parse_size(text: str) -> Size:
-    """``"2560x1440"``, width x height as screens are named -> (height, width). Raises :class:`InputError`."""
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise InputError(f"size is {text!r}; wanted WIDTHxHEIGHT in pixels such as 2560x1440")
-    return int(height), int(width)
 
 
 @dataclass(frozen=True)

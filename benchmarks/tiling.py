@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mgvq_export.bench.latency import parse_size
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.processes import python_command
-from mgvq_export.core.spec import Part
+from mgvq_export.core.spec import Part, stride
+from mgvq_export.core.units import parse_size
 from mgvq_export.parity.graphs import pixels_of, tiled_pixels
 from mgvq_export.parity.metrics import psnr
 from mgvq_export.parity.seams import measure_seams
@@ -86,7 +86,7 @@ def fixed_plan(bundle: Bundle, parts: tuple[Part, ...], size: tuple[int, int], t
     for part in parts:
         reach = bundle.reach(part)
         if part in (Part.ENCODER_TRUNK_COARSE, Part.DECODER_TRUNK_FINE):
-            scale = 2 ** (spec.inner_stage or 0)
+            scale = stride(spec, "inner_features")
         else:
             scale = spec.trunk_stride if part is Part.DECODER_TRUNK_COARSE else scales["trunk"]
         window = None if tile is None else (tile // scale, tile // scale)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from mgvq_export.calibration.rounding import has_float16, rounded
 from mgvq_export.core.errors import InputError
-from mgvq_export.core.json_files import JsonSource, convert_json, parse_json, read_bounded
+from mgvq_export.core.json_files import JsonSource, convert_json, parse_json, read_bounded, to_json
 from mgvq_export.core.precision_plan import Budgets, PrecisionPlan, side_of
 from mgvq_export.core.spec import Part
 from mgvq_export.export.graphs.builder import WeightStore
@@ -85,7 +85,7 @@ class Effect:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; infinite figures as text."""
-        return {name: value if math.isfinite(value) else str(value) for name, value in asdict(self).items()}
+        return to_json(self)
 
 
 _BROKEN = Effect(0.0, -math.inf, math.inf, math.inf, math.inf, finite=False)

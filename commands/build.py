@@ -89,7 +89,7 @@ def build(bundle: Path, workspace: str | None, capabilities: tuple[str, ...], as
 
 def _parse_workspace(text: str | None) -> int | None:
     """``"4GiB"`` -> bytes. Raises :class:`InputError`."""
-    from mgvq_export.runtime.tiling.request import parse_bytes
+    from mgvq_export.core.units import parse_bytes
 
     if text is None:
         return None

@@ -9,16 +9,15 @@ from typing import Any
 import click
 
 from mgvq_export.core.errors import InputError
+from mgvq_export.core.types import TILINGS
+from mgvq_export.core.units import Size, parse_size
 
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "tensorrt")
-TILINGS = ("auto", "off", "exact", "blend")
 PARTS = (
     *("encoder", "encoder_trunk", "encoder_trunk_fine", "encoder_trunk_coarse", "encoder_head"),
     *("quantizer", "dequantizer"),
     *("decoder", "decoder_head", "decoder_trunk", "decoder_trunk_coarse", "decoder_trunk_fine"),
 )
-
-Size = tuple[int, int]  # height, width
 
 
 class OneOf(click.Choice):
@@ -41,10 +40,7 @@ class SizeType(click.ParamType):
         """The size as Python has it. Raises :class:`InputError` for anything else."""
         if isinstance(value, tuple):
             return value
-        width, _, height = str(value).strip().lower().partition("x")
-        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-            raise InputError(f"{_name(param)} is {value!r}; wanted WIDTHxHEIGHT in pixels such as 2560x1440")
-        return int(height), int(width)
+        return parse_size(str(value), _name(param))
 
 
 class TileType(SizeType):

@@ -23,7 +23,7 @@ from mgvq_export.core.json_files import JsonSource, json_bytes, read_json, to_js
 from mgvq_export.core.manifest import EngineRecord, FileEntry, GraphEntry, HashedFile, Manifest, PrecisionEntry, weights_name
 from mgvq_export.core.precision_plan import PrecisionPlan
 from mgvq_export.core.remedies import build_command
-from mgvq_export.core.spec import ModelSpec, Part, Reach
+from mgvq_export.core.spec import ModelSpec, Part, ReceptiveField
 
 MANIFEST = "manifest.json"
 
@@ -69,7 +69,7 @@ class Bundle:
         """Records of the TensorRT engines built so far."""
         return self.manifest.engines
 
-    def reach(self, part: Part) -> Reach:
+    def reach(self, part: Part) -> ReceptiveField:
         """Strides and receptive field of a trunk part. Raises :class:`BundleError` for a part without one."""
         if part not in self.manifest.reach:
             raise BundleError(f"{self.path}: the graph {part} has no finite receptive field; only trunks can be tiled")

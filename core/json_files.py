@@ -148,14 +148,19 @@ def convert_json(values: object, to: type[T], source: JsonSource) -> T:
 
 
 def to_json(value: object) -> Any:
-    """A dataclass, or what is made of dataclasses, mappings and sequences, as JSON-ready values in the order of its fields."""
+    """A dataclass, or what is made of dataclasses, mappings and sequences, as JSON-ready values in the order of its fields.
+
+    JSON has no NaN and no infinity: such numbers become text, ``"nan"`` or ``"inf"``.
+    """
     if isinstance(value, Mapping):
         return {str(key): to_json(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(inner) for inner in value]
     # getattr, since msgspec leaves fields that have their defaults out of __dict__.
     fields = getattr(value, "__dataclass_fields__", None)
-    return value if fields is None else {name: to_json(getattr(value, name)) for name in fields}
+    if fields is not None:
+        return {name: to_json(getattr(value, name)) for name in fields}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def json_bytes(values: object) -> bytes:

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from mgvq_export.core.errors import BundleError, shown
 from mgvq_export.core.json_files import JsonSource, check_plain, convert_json, json_bytes, to_json
-from mgvq_export.core.spec import NETWORK_VALUES, TRUNKS, ModelSpec, Part, Reach
+from mgvq_export.core.spec import NETWORK_VALUES, TRUNKS, ModelSpec, Part, ReceptiveField
 
 FORMAT = "mgvq-bundle"
 VERSION = 1
@@ -219,7 +219,7 @@ class Manifest:
     spec: ModelSpec
     source: SourceEntry
     codebook_sha256: Sha256
-    reach: Mapping[Part, Reach]
+    reach: Mapping[Part, ReceptiveField]
     precisions: Mapping[PrecisionName, PrecisionEntry]
     engines: tuple[EngineRecord, ...] = ()
     tools: Mapping[Name, Text | None] = field(default_factory=dict)

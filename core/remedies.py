@@ -8,8 +8,7 @@ from pathlib import Path
 
 from mgvq_export.core.manifest import EngineOptions, EngineRecord
 from mgvq_export.core.spec import TRUNKS, ModelSpec, stride
-
-Size = tuple[int, int]
+from mgvq_export.core.units import Size
 
 _FLAGS = ("version_compatible", "hardware_compatible", "detailed")
 

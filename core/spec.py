@@ -66,7 +66,7 @@ NETWORK_VALUES: dict[Part, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Reach:
+class ReceptiveField:
     """How far the inputs of one cell of a part lie from the cell: what exact tiling needs to know.
 
     A cell is the smallest block on which input and output line up: ``stride_in`` input pixels and ``stride_out``

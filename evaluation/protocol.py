@@ -7,12 +7,12 @@ kept; the centre. Pillow widens the filter by the scale when it makes an image s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from mgvq_export.core import units
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.spec import ModelSpec, group_counts
 
@@ -55,10 +55,10 @@ class Protocol:
 
 def parse_size(text: str) -> tuple[int, int]:
     """``"2560x1440"`` -> (2560, 1440), width first. Raises :class:`InputError`."""
-    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.strip().lower())
-    if not match or min(int(match[1]), int(match[2])) < _LEAST_SIDE:
+    height, width = units.parse_size(text)
+    if not _LEAST_SIDE <= min(height, width) <= max(height, width) < 100_000:
         raise InputError(f"size is {text!r}; wanted WIDTHxHEIGHT such as 256x256 or 2560x1440, sides of at least {_LEAST_SIDE}")
-    return int(match[1]), int(match[2])
+    return width, height
 
 
 def _parse_groups(text: str | None, spec: ModelSpec) -> tuple[int, ...]:

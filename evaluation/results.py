@@ -15,6 +15,7 @@ import numpy as np
 
 from mgvq_export.core.bundle import package_version
 from mgvq_export.core.files import PathLike, atomic_path, atomic_write_bytes
+from mgvq_export.core.json_files import to_json
 from mgvq_export.core.spec import ModelSpec
 from mgvq_export.core.tokens import unpack_codes
 from mgvq_export.evaluation.datasets import Dataset, Item
@@ -63,7 +64,7 @@ class Results:
 
     def to_dict(self) -> dict[str, Any]:
         """What ``results.json`` holds."""
-        return _json_ready(self.facts)
+        return to_json(self.facts)
 
     def tables(self) -> list[tuple[str, Table]]:
         """(title, (columns, rows)) of all that is printed."""
@@ -253,15 +254,6 @@ def _mean(values: Iterable[float]) -> float:
     """The mean, the same to the last bit in any order."""
     listed = list(values)
     return math.fsum(listed) / len(listed)
-
-
-def _json_ready(value: Any) -> Any:
-    """JSON has no infinity: the PSNR of equal images becomes text."""
-    if isinstance(value, dict):
-        return {key: _json_ready(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_ready(inner) for inner in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _by_groups(columns: _Columns, counts: np.ndarray, spec: ModelSpec, protocol: Protocol) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ Nodes carry the names of the PyTorch modules they stand for, so a value of the g
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.files import PathLike
+from mgvq_export.core.json_files import to_json
 from mgvq_export.core.spec import Part
 from mgvq_export.parity.metrics import relative_l2
 from mgvq_export.parity.network import find_network
@@ -69,7 +69,7 @@ class Bisection:
         """JSON-ready."""
         origins = [asdict(one) for one in self.origins]
         for one in origins:
-            one |= {key: str(one[key]) for key in ("error", "error_before") if not math.isfinite(one[key])}
+            one |= {key: to_json(one[key]) for key in ("error", "error_before")}
         return {"summary": self.summary, "origins": origins}
 
     def table(self) -> tuple[tuple[str, ...], list[list[str]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mgvq_export.core.spec import Part, Reach
+from mgvq_export.core.spec import Part, ReceptiveField
 from mgvq_export.runtime.backend import Session
 from mgvq_export.runtime.images import to_float
 from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan, smallest_window
@@ -61,7 +61,7 @@ def codebook_of(tokenizer: Tokenizer) -> np.ndarray:
     return np.ascontiguousarray(rows.transpose(0, 2, 1), np.float32)
 
 
-def window_plan(size: tuple[int, int], reach: Reach, *, scale: int = 1) -> TilePlan:
+def window_plan(size: tuple[int, int], reach: ReceptiveField, *, scale: int = 1) -> TilePlan:
     """About three windows along each axis of a map [height, width]; one where the map is too small to be cut.
 
     The windows are as small as that allows: the more seams, the more there is to compare.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mgvq_export.core.errors import CheckFailed
+from mgvq_export.core.json_files import to_json
 from mgvq_export.parity.tolerances import Tolerance
 
 PASSED, FAILED, REPORTED, SKIPPED = "passed", "FAILED", "reported", "skipped"
@@ -50,7 +51,7 @@ class CheckResult:
             "name": self.name,
             "question": self.question,
             "status": self.status.lower(),
-            "value": _finite(self.value),
+            "value": to_json(self.value),
             "limit": self.tolerance and self.tolerance.limit,
             "limit_is": self.tolerance and ("minimum" if self.tolerance.at_least else "maximum"),
             "unit": self.tolerance and self.tolerance.unit,
@@ -118,7 +119,3 @@ def format_value(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     return f"{value:.2e}" if abs(value) < 1e-3 else f"{value:.4g}"
-
-
-def _finite(value: float | None) -> float | str | None:
-    return value if value is None or math.isfinite(value) else str(value)

@@ -15,7 +15,8 @@ import numpy as np
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.spec import Part
-from mgvq_export.runtime.tiling.request import Size, Tiling
+from mgvq_export.core.units import Size
+from mgvq_export.runtime.tiling.request import Tiling
 from mgvq_export.runtime.tiling.windows import TrunkPlan
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError, MgvqError
 from mgvq_export.core.files import PathLike
 from mgvq_export.core.tokens import Tokens
+from mgvq_export.core.units import Size
 from mgvq_export.runtime.backend import Array, Backend, GraphRunner, Progress, RunOptions, open_backend, silent
 from mgvq_export.runtime.images import check_image, crop, pad_to_multiple
-from mgvq_export.runtime.tiling.request import Size, Tiling
+from mgvq_export.runtime.tiling.request import Tiling
 from mgvq_export.runtime.tiling.windows import TrunkPlan
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mgvq_export.core.errors import InputError
+from mgvq_export.core.units import Size
 
 Target = Literal["triton-python", "triton-tensorrt"]
 Device = Literal["cpu", "gpu"]
-Size = tuple[int, int]
 
 TARGETS: tuple[Target, ...] = get_args(Target)
 DEVICES: tuple[Device, ...] = get_args(Device)

@@ -16,8 +16,8 @@ from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, BundleError
 from mgvq_export.core.remedies import build_pattern
 from mgvq_export.core.spec import Part
+from mgvq_export.core.units import parse_bytes
 from mgvq_export.runtime.backend import CHOICES
-from mgvq_export.runtime.tiling.request import parse_bytes
 from mgvq_export.serving.bundle_copy import bundle_files
 from mgvq_export.serving.config import ModelConfig, Step, TensorConfig, WarmUp
 from mgvq_export.serving.opening import BUNDLE_FOLDER, GPU_BACKENDS

@@ -14,6 +14,7 @@ import numpy as np
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.spec import Part
 from mgvq_export.core.tokens import Tokens
+from mgvq_export.core.units import Size
 from mgvq_export.runtime.backend import GraphRunner
 from mgvq_export.runtime.image_files import decode_image
 from mgvq_export.runtime.images import check_image, pad_to_multiple
@@ -21,7 +22,6 @@ from mgvq_export.runtime.ort.sessions import OrtGraphs
 from mgvq_export.runtime.tokenizer import Tokenizer
 
 Arrays = Mapping[str, np.ndarray]
-Size = tuple[int, int]
 Item = TypeVar("Item")
 
 

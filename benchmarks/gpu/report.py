@@ -13,9 +13,8 @@ import numpy as np
 from mgvq_export.bench.timing import Percentiles
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.spec import VARIANTS, ModelSpec
+from mgvq_export.core.units import Size
 from mgvq_export.parity.tolerances import Tolerance
-
-Size = tuple[int, int]  # height, width
 
 _ENGINE_RUNS = 5  # times as many: of 20 times, p99 is nearly the largest
 

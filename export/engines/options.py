@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.manifest import EngineOptions, Profile, TensorEntry
 from mgvq_export.core.spec import TRUNKS, ModelSpec, Part, stride
+from mgvq_export.core.units import Size
 from mgvq_export.ops.trt_machine import TARGETS
-
-Size = tuple[int, int]
 
 #: Engines for untiled images, and for images in windows.
 UNTILED_PARTS = (Part.ENCODER, Part.QUANTIZER, Part.DEQUANTIZER, Part.DECODER)

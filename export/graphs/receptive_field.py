@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from mgvq_export.core.errors import SpecError
-from mgvq_export.core.spec import Reach
+from mgvq_export.core.spec import ReceptiveField
 
 # An extent is a whole number, or a fraction of an axis of the graph's input: ("height", 1/2) is half its height.
 Extent = tuple[str, Fraction]
@@ -41,7 +41,7 @@ class _Step:
     needs: Needs
 
 
-def receptive_field(model: onnx.ModelProto) -> Reach:
+def receptive_field(model: onnx.ModelProto) -> ReceptiveField:
     """Strides and receptive field of a graph with one image-like input and output, float [B, C, H, W].
 
     The outputs of one cell are followed back through the graph to the interval of inputs they depend on. The values of weights are
@@ -67,10 +67,10 @@ def receptive_field(model: onnx.ModelProto) -> Reach:
     if len(strides) > 1:
         raise SpecError(f"graph {graph.name} scales height and width differently; exact tiling knows one stride for both")
     (stride_in, stride_out) = strides.pop()
-    return Reach(stride_in, stride_out, max(r.before for r in reaches), max(r.after for r in reaches))
+    return ReceptiveField(stride_in, stride_out, max(r.before for r in reaches), max(r.after for r in reaches))
 
 
-def _axis_reach(axis: str, source: str, target: str, walk: _Forward) -> Reach:
+def _axis_reach(axis: str, source: str, target: str, walk: _Forward) -> ReceptiveField:
     scales = [factor for layout in walk.layouts.values() for name, factor in layout if name == axis]
     stride_in = lcm(*(scale.denominator for scale in scales))
     (scale,) = (factor for name, factor in walk.layouts[target] if name == axis)
@@ -86,7 +86,7 @@ def _axis_reach(axis: str, source: str, target: str, walk: _Forward) -> Reach:
     if source not in needed:
         raise SpecError(f"output {target} does not depend on input {source}")
     first, last = needed[source]
-    return Reach(stride_in, stride_out, max(0, -first), max(0, last - (stride_in - 1)))
+    return ReceptiveField(stride_in, stride_out, max(0, -first), max(0, last - (stride_in - 1)))
 
 
 def _hull(intervals: Sequence[Interval]) -> Interval:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 
+from mgvq_export.core.json_files import to_json
 from mgvq_export.core.manifest import FileEntry
 from mgvq_export.parity.results import ParityReport
 from mgvq_export.parity.seams import Seams
@@ -172,4 +172,4 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return to_json(value)

@@ -17,12 +17,13 @@ import numpy as np
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.core.spec import Part
+from mgvq_export.core.units import Size, format_bytes
 from mgvq_export.runtime.backend import Array, Progress, silent
 from mgvq_export.runtime.tensorrt.cuda import OutOfDeviceMemory
 from mgvq_export.runtime.tensorrt.planner import DECODE, ENCODE, VALUES, Direction, EnginePlans, find_profile
 from mgvq_export.runtime.tensorrt.session import TensorRtSession
 from mgvq_export.runtime.tensorrt.stages import FLAGS, Counter, Stages
-from mgvq_export.runtime.tiling.request import Size, Tiling, format_bytes
+from mgvq_export.runtime.tiling.request import Tiling
 from mgvq_export.runtime.tiling.windows import TrunkPlan
 
 SHARE_OF_FREE = 0.95  # of the device memory that is free: TensorRT and CUDA graphs take a little beside what is asked for

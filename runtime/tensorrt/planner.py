@@ -14,11 +14,12 @@ from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.core.manifest import EngineRecord
 from mgvq_export.core.remedies import build_command, engine_sizes
 from mgvq_export.core.spec import NETWORK_VALUES, ModelSpec, Part, stride
+from mgvq_export.core.units import Size
 from mgvq_export.ops.trt_machine import find_machine
 from mgvq_export.runtime.tensorrt.engines import Shape
 from mgvq_export.runtime.tensorrt.records import missing_reason
 from mgvq_export.runtime.tiling.costs import Costs
-from mgvq_export.runtime.tiling.request import Size, Tiling
+from mgvq_export.runtime.tiling.request import Tiling
 from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan
 
 #: The value that enters each part, and the one that leaves it.

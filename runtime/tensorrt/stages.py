@@ -10,12 +10,12 @@ import numpy as np
 
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.spec import Part, stride
+from mgvq_export.core.units import Size
 from mgvq_export.runtime.backend import Progress, silent
 from mgvq_export.runtime.tensorrt.cuda import DeviceMap
 from mgvq_export.runtime.tensorrt.engines import Shape
 from mgvq_export.runtime.tensorrt.planner import DECODE, ENCODE, VALUES, Direction, EnginePlans, find_profile, map_shape
 from mgvq_export.runtime.tensorrt.session import Step, TensorRtSession
-from mgvq_export.runtime.tiling.request import Size
 from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan, Window
 
 NON_FINITE = "non_finite"

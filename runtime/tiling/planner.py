@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from mgvq_export.core.errors import InputError
-from mgvq_export.core.spec import ModelSpec, Part, Reach
+from mgvq_export.core.spec import ModelSpec, Part, ReceptiveField
+from mgvq_export.core.units import Size, format_bytes
 from mgvq_export.runtime.tiling.costs import CostModel, Costs
-from mgvq_export.runtime.tiling.request import Size, format_bytes
 from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan, smallest_window
 
 _HEADROOM = 1.05  # predictions were seen 3 % low at worst
@@ -36,7 +36,7 @@ class Planner:
     """
 
     spec: ModelSpec
-    reaches: dict[Part, Reach]
+    reaches: dict[Part, ReceptiveField]
     base_bytes: int = 0
     limit: int | None = None
     tiling: str = "auto"
@@ -170,13 +170,15 @@ class Planner:
         tile = self.tile or (512, 512)
         overlap = max(1, min(tile) // (8 * f))
         if trunk is Part.ENCODER_TRUNK:
-            plan = TilePlan.fit(size, Reach(f, 1, overlap * f, overlap * f), tile, mode="blend")
+            plan = TilePlan.fit(size, ReceptiveField(f, 1, overlap * f, overlap * f), tile, mode="blend")
         else:
             cells = (size[0] // f, size[1] // f)
             for axis, side in zip(("height", "width"), tile, strict=True):
                 if side % f:
                     raise InputError(f"tile {axis} is {side} px; wanted a multiple of {f}, such as {max(f, round(side / f) * f)}")
-            plan = TilePlan.fit(cells, Reach(1, f, overlap, overlap), (tile[0] // f, tile[1] // f), mode="blend", scale=f)
+            plan = TilePlan.fit(
+                cells, ReceptiveField(1, f, overlap, overlap), (tile[0] // f, tile[1] // f), mode="blend", scale=f
+            )
         return TrunkPlan(((trunk, plan),), self.base_bytes, plan.tiling_overhead)
 
     def _finish(self, size: Size, steps: tuple[tuple[Part, TilePlan], ...]) -> TrunkPlan:

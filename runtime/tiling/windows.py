@@ -1,6 +1,6 @@
 """Which windows cover a map: the arithmetic of tiling, with no arrays in it.
 
-A part of the network with a finite receptive field (:class:`mgvq_export.core.spec.Reach`) can be run window by window and
+A part of the network with a finite receptive field (:class:`mgvq_export.core.spec.ReceptiveField`) can be run window by window and
 give exactly the result of one run over the whole map, if every output pixel is taken from a window that either holds
 all the inputs the pixel depends on, or ends where the map ends (there the network's own zero padding is the truth).
 :class:`TilePlan` places such windows. The same class serves the encoder (image -> features), the decoder
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from mgvq_export.core.errors import InputError
-from mgvq_export.core.spec import Part, Reach
+from mgvq_export.core.spec import Part, ReceptiveField
 
 MODES = ("off", "exact", "blend")
 
@@ -64,7 +64,7 @@ class TilePlan:
 
     size: tuple[int, int]
     window: tuple[int, int]
-    reach: Reach
+    reach: ReceptiveField
     batch: int = 1
     mode: str = "exact"
     scale: int = 1
@@ -100,7 +100,7 @@ class TilePlan:
     def fit(
         cls,
         size: tuple[int, int],
-        reach: Reach,
+        reach: ReceptiveField,
         tile: tuple[int, int] | None = None,
         *,
         mode: str = "exact",
@@ -225,26 +225,26 @@ class TrunkPlan:
         return f"{each}; tiling overhead over both {self.tiling_overhead:.2f}"
 
 
-def _check_tile(axis: str, side: int, reach: Reach, scale: int) -> None:
+def _check_tile(axis: str, side: int, reach: ReceptiveField, scale: int) -> None:
     cell = reach.stride_in
     if side % cell or side < cell:
         nearest = max(smallest_window(reach), round(side / cell) * cell)
         raise InputError(f"tile {axis} is {side * scale} px; wanted a multiple of {cell * scale}, such as {nearest * scale}")
 
 
-def smallest_window(reach: Reach) -> int:
+def smallest_window(reach: ReceptiveField) -> int:
     """The smallest window, in input pixels, that keeps a cell between two halos."""
     return 2 * reach.halo + reach.stride_in
 
 
-def _count(size: int, window: int, reach: Reach) -> int:
+def _count(size: int, window: int, reach: ReceptiveField) -> int:
     """Windows along one axis: the first and the last keep ``window - halo``, those between keep two halos less."""
     if window == size:
         return 1
     return -(-(size - 2 * reach.halo) // (window - 2 * reach.halo))
 
 
-def _balanced(size: int, window: int, reach: Reach) -> int:
+def _balanced(size: int, window: int, reach: ReceptiveField) -> int:
     """The smallest window that covers the axis with as many windows as ``window`` needs."""
     count = _count(size, window, reach)
     if count == 1:
@@ -253,7 +253,7 @@ def _balanced(size: int, window: int, reach: Reach) -> int:
     return kept + 2 * reach.halo
 
 
-def _axis(size: int, window: int, reach: Reach) -> list[tuple[slice, slice, slice]]:
+def _axis(size: int, window: int, reach: ReceptiveField) -> list[tuple[slice, slice, slice]]:
     """Source, kept and crop along one axis; the cases are those of :class:`TilePlan`."""
     count = _count(size, window, reach)
     slices = []
@@ -269,5 +269,5 @@ def _axis(size: int, window: int, reach: Reach) -> list[tuple[slice, slice, slic
     return slices
 
 
-def _scaled(start: int, stop: int, reach: Reach) -> slice:
+def _scaled(start: int, stop: int, reach: ReceptiveField) -> slice:
     return slice(start // reach.stride_in * reach.stride_out, stop // reach.stride_in * reach.stride_out)

@@ -27,10 +27,8 @@ def test_choices_are_those_of_the_rooms() -> None:
     from mgvq_export.evaluation.published import BENCHMARKS
     from mgvq_export.parity.checks import CHECKS
     from mgvq_export.runtime.backend import CHOICES
-    from mgvq_export.runtime.tiling.request import TILINGS
 
     assert options.BACKENDS == CHOICES
-    assert options.TILINGS == TILINGS
     assert tuple(map(str, Part)) == options.PARTS
     assert tuple(CHECKS) == verify.CHECKS
     assert tuple(METRICS) == eval_verb.METRICS

@@ -8,8 +8,8 @@ from click.testing import CliRunner
 
 from mgvq_export.cli import main
 from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.units import parse_bytes
 from mgvq_export.runtime.image_files import write_image
-from mgvq_export.runtime.tiling.request import parse_bytes
 from mgvq_export.tests.support.checks import one_line
 
 

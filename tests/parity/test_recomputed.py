@@ -15,7 +15,7 @@ import pytest
 from mgvq_export.core.bundle import MANIFEST, Bundle
 from mgvq_export.core.json_files import json_bytes
 from mgvq_export.core.manifest import graph_name
-from mgvq_export.core.spec import Part, Reach
+from mgvq_export.core.spec import Part, ReceptiveField
 from mgvq_export.parity.graphs import probe_latents, window_plan
 from mgvq_export.parity.results import ParityReport
 from mgvq_export.parity.verify import verify
@@ -172,7 +172,9 @@ def margin(latent: np.ndarray, rows: np.ndarray, codes: np.ndarray, wanted: np.n
     return max(found)
 
 
-def stitched(run: Callable[[np.ndarray], np.ndarray], values: np.ndarray, window: tuple[int, int], reach: Reach) -> np.ndarray:
+def stitched(
+    run: Callable[[np.ndarray], np.ndarray], values: np.ndarray, window: tuple[int, int], reach: ReceptiveField
+) -> np.ndarray:
     """``run`` on windows of ``values`` [1, C, H, W], each keeping what lies ``reach.halo`` inside it; at map edges, up to the edge."""
     sides = []
     for size, side in zip(values.shape[2:], window, strict=True):

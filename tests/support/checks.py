@@ -4,16 +4,16 @@ import re
 
 from click.testing import Result
 
-from mgvq_export.core.spec import Part, Reach
+from mgvq_export.core.spec import Part, ReceptiveField
 
 #: Strides and receptive field of the released variants' trunks.
 RELEASED_REACH = {
-    Part.ENCODER_TRUNK: Reach(8, 1, 87, 87),
-    Part.ENCODER_TRUNK_FINE: Reach(4, 1, 19, 19),
-    Part.ENCODER_TRUNK_COARSE: Reach(2, 1, 17, 17),
-    Part.DECODER_TRUNK: Reach(1, 8, 15, 15),
-    Part.DECODER_TRUNK_COARSE: Reach(1, 2, 11, 11),
-    Part.DECODER_TRUNK_FINE: Reach(1, 4, 7, 7),
+    Part.ENCODER_TRUNK: ReceptiveField(8, 1, 87, 87),
+    Part.ENCODER_TRUNK_FINE: ReceptiveField(4, 1, 19, 19),
+    Part.ENCODER_TRUNK_COARSE: ReceptiveField(2, 1, 17, 17),
+    Part.DECODER_TRUNK: ReceptiveField(1, 8, 15, 15),
+    Part.DECODER_TRUNK_COARSE: ReceptiveField(1, 2, 11, 11),
+    Part.DECODER_TRUNK_FINE: ReceptiveField(1, 4, 7, 7),
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mgvq_export.core.errors import SpecError
-from mgvq_export.core.spec import VARIANTS, ModelSpec, Part, Reach
+from mgvq_export.core.spec import VARIANTS, ModelSpec, Part, ReceptiveField
 from mgvq_export.export.graphs.builder import WeightStore
 from mgvq_export.export.graphs.parts import build_graph
 from mgvq_export.export.graphs.receptive_field import receptive_field
@@ -94,13 +94,13 @@ def conv(kernel=3, **attributes):
 @pytest.mark.parametrize(
     ("graph", "expected"),
     [
-        (conv(pads=[1, 1, 1, 1]), Reach(1, 1, 1, 1)),
-        (conv(pads=[2, 2, 2, 2], dilations=[2, 2]), Reach(1, 1, 2, 2)),
-        (conv(5, pads=[4, 4, 0, 0]), Reach(1, 1, 4, 0)),
-        (conv(pads=[1, 1, 1, 1], strides=[2, 2]), Reach(2, 1, 1, 0)),
-        (conv(pads=[0, 0, 1, 1], strides=[2, 2]), Reach(2, 1, 0, 1)),
-        (conv(1), Reach(1, 1, 0, 0)),
-        (model(helper.make_node("DepthToSpace", ["x"], ["y"], blocksize=2)), Reach(1, 2, 0, 0)),
+        (conv(pads=[1, 1, 1, 1]), ReceptiveField(1, 1, 1, 1)),
+        (conv(pads=[2, 2, 2, 2], dilations=[2, 2]), ReceptiveField(1, 1, 2, 2)),
+        (conv(5, pads=[4, 4, 0, 0]), ReceptiveField(1, 1, 4, 0)),
+        (conv(pads=[1, 1, 1, 1], strides=[2, 2]), ReceptiveField(2, 1, 1, 0)),
+        (conv(pads=[0, 0, 1, 1], strides=[2, 2]), ReceptiveField(2, 1, 0, 1)),
+        (conv(1), ReceptiveField(1, 1, 0, 0)),
+        (model(helper.make_node("DepthToSpace", ["x"], ["y"], blocksize=2)), ReceptiveField(1, 2, 0, 0)),
     ],
 )
 def test_reach_of_single_operators(graph, expected):
@@ -112,7 +112,7 @@ def test_down_and_up_again_works_on_the_coarser_cells():
         helper.make_node("Conv", ["x", "w"], ["a"], strides=[2, 2]),
         helper.make_node("DepthToSpace", ["a"], ["y"], blocksize=2),
     ]
-    assert receptive_field(model(*nodes, constants=[("w", np.ones((4, 4, 2, 2), np.float32))])) == Reach(2, 2, 0, 0)
+    assert receptive_field(model(*nodes, constants=[("w", np.ones((4, 4, 2, 2), np.float32))])) == ReceptiveField(2, 2, 0, 0)
 
 
 @pytest.mark.parametrize(

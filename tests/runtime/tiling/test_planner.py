@@ -8,10 +8,11 @@ import pytest
 
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.spec import VARIANTS, Part
+from mgvq_export.core.units import format_bytes, parse_bytes
 from mgvq_export.runtime.ort.backend import COST_MODELS
 from mgvq_export.runtime.tiling.costs import CostModel, Costs, Speed
 from mgvq_export.runtime.tiling.planner import Planner
-from mgvq_export.runtime.tiling.request import Tiling, format_bytes, parse_bytes
+from mgvq_export.runtime.tiling.request import Tiling
 from mgvq_export.runtime.tokenizer import Tokenizer
 from mgvq_export.tests.support.checks import RELEASED_REACH
 

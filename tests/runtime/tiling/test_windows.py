@@ -6,17 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgvq_export.core.errors import InputError
-from mgvq_export.core.spec import Reach
+from mgvq_export.core.spec import ReceptiveField
 from mgvq_export.runtime.tiling.windows import TilePlan, smallest_window
 
-ENCODER = Reach(8, 1, 87, 87)  # the released variants
-DECODER = Reach(1, 8, 15, 15)
+ENCODER = ReceptiveField(8, 1, 87, 87)  # the released variants
+DECODER = ReceptiveField(1, 8, 15, 15)
 
 
 @st.composite
 def plans(draw, balance=None):
     stride_in, stride_out = draw(st.sampled_from([(8, 1), (4, 1), (2, 1), (1, 1), (1, 2), (1, 8), (2, 4), (3, 5)]))
-    reach = Reach(stride_in, stride_out, draw(st.integers(0, 40)), draw(st.integers(0, 40)))
+    reach = ReceptiveField(stride_in, stride_out, draw(st.integers(0, 40)), draw(st.integers(0, 40)))
     size = tuple(stride_in * draw(st.integers(1, 90)) for _ in range(2))
     tile = tuple(smallest_window(reach) + stride_in * draw(st.integers(0, 60)) for _ in range(2))
     batch = draw(st.integers(1, 5))
@@ -161,7 +161,7 @@ KERNEL = np.random.default_rng(7).normal(size=(3, 3))
 
 
 def down(x):
-    """Encoder-like: two convolutions, halve, one convolution. Reach 2 + 1 * 2 = 4 input pixels."""
+    """Encoder-like: two convolutions, halve, one convolution. ReceptiveField 2 + 1 * 2 = 4 input pixels."""
     y = smooth(smooth(x))
     return smooth(y[0::2, 0::2] + 2 * y[1::2, 0::2] - y[0::2, 1::2] + 0.5 * y[1::2, 1::2])
 
@@ -171,7 +171,7 @@ def up(x):
     return smooth(smooth(smooth(np.kron(smooth(x), np.array([[1.0, 2.0], [3.0, -1.0]])))))
 
 
-NETWORKS = {"down": (down, Reach(2, 1, 4, 4)), "up": (up, Reach(1, 2, 3, 3))}
+NETWORKS = {"down": (down, ReceptiveField(2, 1, 4, 4)), "up": (up, ReceptiveField(1, 2, 3, 3))}
 
 
 def run(plan, network, x):
@@ -195,7 +195,7 @@ def test_tiled_run_equals_the_untiled_one_bit_for_bit(name, size, balance, rng):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_one_pixel_less_of_reach_is_not_enough(name, rng):
     network, reach = NETWORKS[name]
-    short = Reach(reach.stride_in, reach.stride_out, reach.before - reach.stride_in, reach.after - reach.stride_in)
+    short = ReceptiveField(reach.stride_in, reach.stride_out, reach.before - reach.stride_in, reach.after - reach.stride_in)
     x = rng.normal(size=(40, 40))
     plan = TilePlan.fit((40, 40), short, (14, 14))
     assert not np.allclose(run(plan, network, x), network(x))
