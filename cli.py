@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import mgvq_export
+from mgvq_export.commands.stopping import stoppable
 from mgvq_export.commands.verb import BAD_INPUT, INTERRUPTED, explain
 
 #: The verbs as ``--help`` lists them, in the order of the work: name -> (module and name of the command, section).
@@ -51,6 +52,11 @@ class Verbs(click.Group):
             commands = [(name, command) for name in names if (command := self.get_command(ctx, name))]
             with formatter.section(title):
                 formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in commands])
+
+    def __call__(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line as a program, which signals stop."""
+        with stoppable():
+            return super().__call__(*args, **extra)
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run the command line. What click itself finds wrong with the words is one line too."""

@@ -2,38 +2,81 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mgvq_export.commands.options import BUNDLE, IMAGES, MAX_PIXELS, RUN_OPTIONS, folder_option
-from mgvq_export.commands.run import Run
+from mgvq_export.commands.inputs import IMAGE_SUFFIXES, find_jobs
+from mgvq_export.commands.options import BUNDLE, FILE_OPTIONS, IMAGES, MAX_PIXELS, RUN_OPTIONS, tokenizer_options
+from mgvq_export.commands.output import Lines
+from mgvq_export.commands.plans import plan_facts
+from mgvq_export.commands.run import Work, read_image_or_standard_input, run_files, write_to
 from mgvq_export.commands.verb import verb
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mgvq_export.core.tokens import Tokens
+    from mgvq_export.runtime.tiling.windows import TrunkPlan
+    from mgvq_export.runtime.tokenizer import Tokenizer
+
+    Planned = tuple[TrunkPlan, Tokens]
 
 
 @verb(
     BUNDLE,
     IMAGES,
-    folder_option("Folder to write to.", required=True),
+    *FILE_OPTIONS,
     *RUN_OPTIONS,
     click.option("--packed", is_flag=True, help="Pack codes to their bits."),
     MAX_PIXELS,
 )
 def encode(
-    bundle: Path, images: tuple[Path, ...], output: Path, packed: bool, max_pixels: int | None, as_json: bool, **options: Any
+    bundle: Path,
+    images: tuple[Path, ...],
+    output: Path,
+    recursive: bool,
+    skip_existing: bool,
+    force: bool,
+    packed: bool,
+    max_pixels: int | None,
+    as_json: bool,
+    json_lines: bool,
+    **options: Any,
 ) -> None:
-    """Turn images into token files, <name>.safetensors."""
-    run = Run(bundle, images, output, ".safetensors", as_json, options)
-    for index, path in enumerate(images):
-        start = time.perf_counter()
-        image = run.read(path, max_pixels)
-        plan = run.tokenizer.encode_plan(*image.shape[:2])
-        tokens = run.tokenizer.encode(image, plan=plan, progress=run.windows(index, path))
-        tokens.save(run.target(path), packed=packed)
-        height, width = tokens.image_size
-        note = f"{width}x{height} -> {tokens.groups} x {tokens.grid_size[1]}x{tokens.grid_size[0]} codes, {plan}"
-        facts = {"image_size": tokens.image_size, "codes": tokens.codes.shape, "plan": str(plan)}
-        run.lines.add(run.target(path), time.perf_counter() - start, note, **facts)
-    run.close()
+    """Turn IMAGES (files, folders, - for standard input) into token files, <name>.safetensors.
+
+    \b
+    mgvq-export encode bundle photo.jpg -o tokens
+    mgvq-export encode bundle photos --recursive -o tokens --skip-existing
+    mgvq-export encode bundle - -o - < photo.jpg > photo.safetensors
+    """
+    from mgvq_export.runtime.tokenizer import Tokenizer
+
+    jobs = find_jobs(images, output, IMAGE_SUFFIXES, ".safetensors", recursive=recursive)
+    lines = Lines(as_json, json_lines=json_lines, output=output)
+    with Tokenizer.open(bundle, **tokenizer_options(options)) as tokenizer:
+        run_files(jobs, _work(tokenizer, packed, max_pixels), lines, force=force, skip_existing=skip_existing)
+
+
+def _work(tokenizer: Tokenizer, packed: bool, max_pixels: int | None) -> Work[np.ndarray, Planned]:
+    def compute(images: Sequence[np.ndarray], progress: Callable[[int, int], None]) -> list[Planned]:
+        plans = [tokenizer.encode_plan(*image.shape[:2]) for image in images]
+        if len(images) == 1:
+            return [(plans[0], tokenizer.encode(images[0], plan=plans[0], progress=progress))]
+        return list(zip(plans, tokenizer.encode_batch(images, progress=progress), strict=True))
+
+    def describe(_: np.ndarray, result: Planned) -> tuple[str, dict[str, Any]]:
+        plan, tokens = result
+        (height, width), (rows, columns) = tokens.image_size, tokens.grid_size
+        note = f"{width}x{height} -> {tokens.groups} x {columns}x{rows} codes, {plan}"
+        return note, {"image_size": tokens.image_size, "codes": tokens.codes.shape, "plan": plan_facts(plan)}
+
+    return Work(
+        read=lambda path: read_image_or_standard_input(path, max_pixels),
+        compute=compute,
+        write=lambda target, result: write_to(target, ".safetensors", lambda file: result[1].save(file, packed=packed)),
+        describe=describe,
+    )

@@ -68,8 +68,25 @@ def folder_option(what: str, **kwargs: Any) -> Any:
     return click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help=what, **kwargs)
 
 
+FORCE = click.option("--force", is_flag=True, help="Replace files that this program did not write.")
+
+#: Of the verbs that write a file for each file they read.
+FILE_OPTIONS: Sequence[Any] = (
+    click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path, allow_dash=True),
+        required=True,
+        help="Folder to write to; - for stdout.",
+    ),
+    click.option("-r", "--recursive", is_flag=True, help="Take the sub-folders of folders too, and keep them in the output."),
+    click.option("--skip-existing", is_flag=True, help="Leave out what has been written already."),
+    FORCE,
+    click.option("--json-lines", is_flag=True, help="Print one JSON object a line as files are finished."),
+)
+
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
-IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
 GROUPS = click.option("--groups", type=int, help="Use only the first N coarse-to-fine groups. [default: all]")
 MAX_PIXELS = click.option("--max-pixels", type=click.IntRange(min=1), help="Largest image accepted. [default: 512 million]")
 CHECKPOINT = click.option("--checkpoint", help="What the bundle was exported from. [default: the file it was exported from]")

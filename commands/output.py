@@ -1,34 +1,79 @@
-"""What the commands print: a line per artifact, tables, JSON, and a progress bar on standard error."""
+"""What the commands show: lines, tables and JSON on standard output, errors and a progress bar on standard error."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from mgvq_export.core.errors import InputError
 from mgvq_export.core.tables import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_bars: list[Progress] = []  # those on the screen, the one in use last
+_screen = threading.RLock()  # held while a line is printed or a bar goes: a signal's thread prints too
+
+
+def say(line: str = "", *, err: bool = False) -> None:
+    """A whole line on standard output (``err``: on standard error), above the bar where one is shown."""
+    with _screen:
+        if _bars and (err or sys.stdout.isatty()):
+            from rich.text import Text
+
+            # Through the bar's console, which takes the bar away, prints, and draws the bar again below.
+            _bars[-1].console.print(Text(line.lstrip("\r")), soft_wrap=True)
+        else:
+            click.echo(line, err=err)
 
 
 class Lines:
-    """Prints one line per artifact as it appears, or all facts as JSON at the end."""
+    """Prints one line per artifact as it appears, or all facts as JSON at the end, or one JSON object a line as they appear."""
 
-    def __init__(self, as_json: bool):
-        self.as_json = as_json
+    def __init__(self, as_json: bool, *, json_lines: bool = False, output: Path | None = None):
+        """``output``: what ``-o`` says. Where that is standard output, lines go to standard error."""
+        self.as_json, self.json_lines = as_json, json_lines
+        self.data_on_stdout = str(output) == "-"
+        if self.data_on_stdout and self.machine_readable:
+            raise InputError(
+                "-o - writes the result to standard output, where JSON would be mixed into it; leave one of them out"
+            )
+        if self.data_on_stdout and sys.stdout.isatty():
+            raise InputError("standard output is a terminal; send it to a file or a program, or give a folder with -o")
         self.facts: list[dict[str, Any]] = []
 
+    @property
+    def machine_readable(self) -> bool:
+        """Whether programs read what is printed."""
+        return self.as_json or self.json_lines
+
     def add(self, path: Path, seconds: float, note: str = "", **facts: Any) -> None:
+        """An artifact: the file or folder at ``path``."""
         size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-        self.facts.append({"path": str(path), "bytes": size, "seconds": round(seconds, 3), **facts})
-        if not self.as_json:
-            click.echo(f"{path}  {human_size(size)}  {seconds:.2f} s{f'  {note}' if note else ''}")
+        self.add_facts(
+            {"path": str(path), "bytes": size, "seconds": round(seconds, 3), **facts},
+            f"{path}  {human_size(size)}  {seconds:.2f} s{f'  {note}' if note else ''}",
+        )
+
+    def add_facts(self, facts: dict[str, Any], line: str) -> None:
+        """Any other facts, and the line that says them; no line where it is empty."""
+        self.facts.append(facts)
+        if self.json_lines:
+            say(json_text(facts, indent=None))
+        elif not self.as_json and line:
+            say(line, err=self.data_on_stdout)
 
     def close(self) -> None:
-        if self.as_json:
+        """Print the JSON, where that was asked for."""
+        if self.as_json and not self.json_lines:
             echo_json(self.facts)
 
 
@@ -43,7 +88,24 @@ def human_size(size: float) -> str:
 
 def echo_json(facts: Any) -> None:
     """Facts as indented JSON on standard output."""
-    click.echo(json.dumps(facts, indent=2, default=str))
+    click.echo(json_text(facts))
+
+
+def json_text(facts: Any, *, indent: int | None = 2) -> str:
+    """``facts`` as strict JSON: what is not finite is written as null, paths and enums as text, numpy's numbers as numbers."""
+    return json.dumps(_plain(facts), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):  # a number of numpy's
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or type(value) in (str, int, bool) else str(value)
 
 
 def echo_table(table: Table) -> None:
@@ -73,12 +135,36 @@ def echo_tables(tables: Iterable[Table], *, between: Literal["before", "after"] 
 
 @contextlib.contextmanager
 def progress_bar(task: str, total: int) -> Iterator[Callable[[str, float], None]]:
-    """A bar with time left on standard error, gone when done. Yields ``update(description, steps done)``."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """A bar with elapsed and remaining time where standard error is a terminal, gone when done.
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(task, total=total)
-        yield lambda description, done: progress.update(bar, description=description, completed=done)
+    Yields ``update(description, steps done)``. While it is shown, lines are printed with :func:`say`.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+    from rich.table import Column
+
+    # One console for lines and bar: where both are the same screen, it knows where the bar is.
+    console = Console(stderr=not sys.stdout.isatty())
+    shown = sys.stderr.isatty() and console.is_terminal
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        Remaining(),
+    )
+    bar = Progress(*columns, console=console, transient=True, disable=not shown, redirect_stdout=False, redirect_stderr=False)
+    number = bar.add_task(task, total=total)
+    with _screen:
+        bar.start()
+        if shown:
+            _bars.append(bar)
+    try:
+        yield lambda description, done: bar.update(number, description=description, completed=done)
+    finally:
+        with _screen:
+            bar.stop()
+            if shown:
+                _bars.remove(bar)

@@ -47,10 +47,11 @@ class Verb(click.Command):
             return result
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             go_on = "; run the same command again to go on" if self.resumes else ""
-            click.echo(f"interrupted; nothing half-written is left{go_on}", err=True)
-            ctx.exit(INTERRUPTED)
+            said = str(stop) or "interrupted"
+            click.echo(f"{said}; nothing half-written is left{go_on}", err=True)
+            ctx.exit(getattr(stop, "code", INTERRUPTED))
         except Exception as error:
             if ctx.meta.get("debug"):
                 traceback.print_exc()
@@ -63,7 +64,7 @@ class Verb(click.Command):
 def explain(error: Exception, verb: str) -> tuple[str, int]:
     """The line to print for ``error`` (empty for none) and the exit code."""
     if isinstance(error, MgvqError):
-        return f"error: {error}", error.exit_code
+        return f"error: {error}" if str(error) else "", error.exit_code
     if isinstance(error, BrokenPipeError):  # whoever read standard output has read enough
         _forget_standard_output()
         return "", BAD_INPUT

@@ -89,7 +89,7 @@ def write_image(path: PathLike, image: np.ndarray, *, quality: int | None = None
     ``quality`` 1 to 100 is for JPEG (default 95, colour not sub-sampled) and WebP (lossless when left out).
     Raises :class:`InputError` on an unknown suffix, a wrong array, or a file that cannot be written.
     """
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
     check_image(image)
     suffix = Path(path).suffix.lower()
@@ -106,6 +106,10 @@ def write_image(path: PathLike, image: np.ndarray, *, quality: int | None = None
         if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
             raise InputError(f"quality is {quality!r}; wanted a whole number from 1 to 100")
         options = {"quality": quality} | ({"subsampling": 0} if WRITERS[suffix] == "JPEG" else {})
+    if WRITERS[suffix] == "PNG":  # a later run replaces it without being told to
+        written_by = PngImagePlugin.PngInfo()
+        written_by.add_text("Software", "mgvq-export")
+        options["pnginfo"] = written_by
     encoded = io.BytesIO()
     try:
         Image.fromarray(np.ascontiguousarray(image)).save(encoded, WRITERS[suffix], **options)

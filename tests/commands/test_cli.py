@@ -163,7 +163,8 @@ def test_bad_images(tiny_bundle: Bundle, photo: np.ndarray, tmp_path: Path) -> N
         refused(match, "encode", tiny_bundle.path, tmp_path / name, "-o", out)
     Image.fromarray(photo).save(tmp_path / "big.png")
     refused("--max-pixels", "encode", tiny_bundle.path, tmp_path / "big.png", "-o", out, "--max-pixels", 100)
-    refused("it is a folder", "encode", tiny_bundle.path, tmp_path, "-o", out)
+    (tmp_path / "folder").mkdir()
+    refused("holds no file named .jpg, ", "encode", tiny_bundle.path, tmp_path / "folder", "-o", out)
     assert not out.exists()
 
 
