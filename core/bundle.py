@@ -4,6 +4,7 @@ The only module that knows the names of files inside a bundle::
 
     manifest.json
     <precision>/<part>.onnx         one per Part
+    <precision>/quantizer_inlined.onnx   the quantizer without model functions
     <precision>/weights.bin         the weights of all graphs of that precision
     <precision>/plan.json           the plan it was made by, if it is neither fp32 nor fp16
     engines/<gpu>-trt<version>/<precision>/*.engine
@@ -183,6 +184,8 @@ class Bundle:
             for part in entry.graphs:
                 self.graph_path(precision, part)
             self.plan(precision)
+            if entry.inlined:
+                self.check_file(entry.inlined)
         for engine in self.engines:
             self.check_file(engine)
         for weights in sorted(self.path.glob(weights_name("*"))):

@@ -49,6 +49,11 @@ def plan_name(precision: str) -> str:
     return f"{precision}/plan.json"
 
 
+def inlined_name(precision: str) -> str:
+    """Path of one precision's quantizer without model functions inside a bundle."""
+    return f"{precision}/quantizer_inlined.onnx"
+
+
 class HashedFile(Protocol):
     """An entry that names a file of the bundle, with its size and hash."""
 
@@ -96,6 +101,7 @@ class PrecisionEntry:
         graphs: by part.
         plan: the file of the plan it was made by; None for ``fp32`` and ``fp16`` as they are.
         calibration: the images that the plan was made on, JSON-ready; None without a plan.
+        inlined: the quantizer's graph without model functions, for runtimes that know none; None in bundles of older releases.
     """
 
     opset: Annotated[int, Meta(ge=1, le=1000)]
@@ -103,6 +109,7 @@ class PrecisionEntry:
     graphs: Mapping[Part, GraphEntry]
     plan: FileEntry | None = None
     calibration: Mapping[str, Any] | None = None
+    inlined: FileEntry | None = None
 
 
 @dataclass(frozen=True)
@@ -245,7 +252,7 @@ class Manifest:
         """The manifest as JSON-ready values, in the order of the file."""
         values: dict[str, Any] = to_json(self)
         for precision in values["precisions"].values():
-            for key in ("plan", "calibration"):
+            for key in ("plan", "calibration", "inlined"):
                 if precision[key] is None:
                     del precision[key]
         return values
@@ -268,6 +275,7 @@ class Manifest:
                 return f"{key}: it lacks the key plan"
             files = [("weights", precision.weights, weights_name(name))]
             files += [("plan", precision.plan, plan_name(name))] if precision.plan else []
+            files += [("inlined", precision.inlined, inlined_name(name))] if precision.inlined else []
             for part in wanted:
                 if part not in precision.graphs:
                     return f"{key}.graphs: it lacks the key {part}"

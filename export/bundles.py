@@ -9,12 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 
 import mgvq_export
 from mgvq_export.core.bundle import MANIFEST, Bundle, file_entry, package_version
 from mgvq_export.core.errors import InputError, one_line
 from mgvq_export.core.files import PathLike, atomic_folder
-from mgvq_export.core.manifest import GraphEntry, Manifest, PrecisionEntry, SourceEntry, graph_name, plan_name, weights_name
+from mgvq_export.core.manifest import (
+    GraphEntry,
+    Manifest,
+    PrecisionEntry,
+    SourceEntry,
+    graph_name,
+    inlined_name,
+    plan_name,
+    weights_name,
+)
 from mgvq_export.core.precision_plan import FLOATS, LARGEST, PrecisionPlan
 from mgvq_export.core.spec import TRUNKS, Part
 from mgvq_export.export.graphs.builder import OPSET, WeightStore, value_entry
@@ -155,9 +165,13 @@ def _write_precision(
         stored = file_entry(folder, file)
         inputs, outputs = (tuple(map(value_entry, values)) for values in (model.graph.input, model.graph.output))
         graphs[part] = GraphEntry(stored.file, stored.bytes, stored.sha256, inputs, outputs)
+    inlined = onnx.inliner.inline_local_functions(models[Part.QUANTIZER])
+    (folder / inlined_name(name)).write_bytes(inlined.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(folder / inlined_name(name)), full_check=True)
     plan = calibration = None
     if isinstance(precision, PrecisionPlan):
         (folder / plan_name(name)).write_bytes(precision.to_bytes())
         plan, calibration = file_entry(folder, plan_name(name)), precision.calibration
-    entry = PrecisionEntry(OPSET, file_entry(folder, weights_name(name)), graphs, plan, calibration)
+    weights_entry, inlined_entry = (file_entry(folder, path) for path in (weights_name(name), inlined_name(name)))
+    entry = PrecisionEntry(OPSET, weights_entry, graphs, plan, calibration, inlined_entry)
     return entry, models

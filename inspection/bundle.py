@@ -37,6 +37,8 @@ def describe_bundle(path: Path) -> Facts:
         if entry.plan:
             rows.append([entry.plan.file, f"{entry.plan.bytes / 1e3:.1f} kB", "", ""])
         rows.append([entry.weights.file, f"{entry.weights.bytes / 1e6:.1f} MB", "", ""])
+        if entry.inlined:
+            rows.append([entry.inlined.file, f"{entry.inlined.bytes / 1e3:.1f} kB", "as the quantizer", "as the quantizer"])
         for graph in entry.graphs.values():
             ends = [", ".join(_tensor(value) for value in values) for values in (graph.inputs, graph.outputs)]
             rows.append([graph.file, f"{graph.bytes / 1e3:.1f} kB", *ends])

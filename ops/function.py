@@ -54,7 +54,7 @@ def grouped_argmin_function(groups: int, codes_per_group: int, group_dim: int, *
     """
     codes_shape((1, groups * group_dim, 1, 1), (groups, codes_per_group, group_dim))
     if opset < 18:
-        raise InputError(f"{OP_NAME}: function body asked for opset {opset}; wanted 18 or later (Pad and ReduceMax with inputs)")
+        raise InputError(f"{OP_NAME}: function body asked for opset {opset}; wanted 18 or later")
     node = helper.make_node
     size = min(CHUNK_POSITIONS, max(1, CHUNK_SCORES // (groups * codes_per_group)))  # positions of one chunk
     nodes = [
@@ -80,8 +80,9 @@ def grouped_argmin_function(groups: int, codes_per_group: int, group_dim: int, *
         node("LessOrEqual", ["magnitude", "largest"], ["finite"]),
         node("Not", ["finite"], ["not_finite"]),
         node("Cast", ["not_finite"], ["not_finite_number"], to=TensorProto.FLOAT),
-        node("ReduceMax", ["not_finite_number", "channel_axis"], ["worst"], keepdims=0),
-        node("Less", ["worst", "half"], ["usable"]),  # [B, G, h*w]
+        # A sum and not a maximum: of the reductions, ONNX Runtime's symbolic shape inference knows only sum, mean and product.
+        node("ReduceSum", ["not_finite_number", "channel_axis"], ["not_finite_count"], keepdims=0),
+        node("Less", ["not_finite_count", "half"], ["usable"]),  # [B, G, h*w]
         # Positions of the whole batch in chunks; the last one is filled up with zeros.
         node("Transpose", ["split"], ["by_position"], perm=[0, 3, 1, 2]),
         node("Reshape", ["by_position", "positions_by_channel"], ["positions"]),  # [B*h*w, G*d]

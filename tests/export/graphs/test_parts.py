@@ -210,3 +210,51 @@ def test_a_network_without_inner_cut(tmp_path: Path) -> None:
     assert len(spec.parts) == len(Part) - 4
     network = synthetic_network(spec)
     assert network(torch.zeros(1, 3, 8, 12)).shape == (1, 3, 8, 12)
+
+
+# ---- runtimes that others use
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", [*(str(part) for part in Part), "quantizer_inlined"])
+def test_symbolic_shapes_are_inferred(tiny_bundle, precision, name):
+    """ONNX Runtime's own tool, which its quantization and its TensorRT provider ask for."""
+    from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
+
+    model = onnx.load(tiny_bundle.path / precision / f"{name}.onnx")
+    inferred = SymbolicShapeInference.infer_shapes(model, auto_merge=True)
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*inferred.graph.value_info, *inferred.graph.output)}
+    assert {name for node in model.graph.node for name in node.output} <= ranks.keys()
+    assert [ranks[value.name] for value in model.graph.output] == [len(v.type.tensor_type.shape.dim) for v in model.graph.output]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_inlined_quantizer_is_the_quantizer(tiny_bundle, tiny_spec, precision, rng):
+    entry = tiny_bundle.entry(precision).inlined
+    path = tiny_bundle.check_file(entry)
+    model = onnx.load(path, load_external_data=False)
+    assert not model.functions and {node.domain for node in model.graph.node} == {""}
+    dtype = np.float32 if precision == "fp32" else np.float16
+    latent = rng.standard_normal((2, tiny_spec.latent_channels, 5, 7)).astype(dtype)
+    wanted = onnxruntime.InferenceSession(str(tiny_bundle.graph_path(precision, Part.QUANTIZER))).run(None, {"latent": latent})
+    for run in (_in_onnxruntime, _in_reference, _in_openvino):
+        for found, value in zip(run(path, latent), wanted, strict=True):
+            np.testing.assert_array_equal(found, value, err_msg=run.__name__)
+
+
+def _in_onnxruntime(path, latent):
+    return onnxruntime.InferenceSession(str(path)).run(None, {"latent": latent})
+
+
+def _in_reference(path, latent):
+    from onnx.reference import ReferenceEvaluator
+
+    return ReferenceEvaluator(onnx.load(path)).run(None, {"latent": latent})
+
+
+def _in_openvino(path, latent):
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled({"latent": latent})
+    return [found[name] for name in ("codes", "quantized")]
