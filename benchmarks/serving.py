@@ -241,7 +241,7 @@ def main() -> None:
             Tokenizer.open(bundle) as tokenizer,
         ):
             compared = measure_latency(tokenizer, server, images[0], 2 * rounds)
-            compared += measure_throughput(tokenizer, server, images, max(3, rounds // 3))
+            compared += measure_throughput(tokenizer, server, images, max(3, rounds // 2))
             memory = measure_memory(tokenizer, server, arguments.requests)
             backend, precision = tokenizer.backend, tokenizer.precision
     print(f"{bundle.spec.name} {precision}, {side}x{side}, {backend}, {os.cpu_count()} cores\n\n{tables(compared, memory)}")

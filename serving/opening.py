@@ -25,10 +25,11 @@ class Settings:
 
     Attributes:
         bundle: the shared bundle's folder.
-        backend, device, threads, max_pixels, memory_limit: as in :class:`~mgvq_export.serving.options.PublishOptions`.
+        precision, backend, device, threads, max_pixels, memory_limit: as in :class:`~mgvq_export.serving.options.PublishOptions`.
     """
 
     bundle: Path
+    precision: str
     backend: str
     device: str
     threads: int | None
@@ -45,6 +46,7 @@ class Settings:
             )
         return cls(
             bundle=Path(model_folder).parent / BUNDLE_MODEL / version / BUNDLE_FOLDER,
+            precision=parameters["precision"],
             backend=parameters["backend"],
             device=parameters["device"],
             threads=int(parameters["threads"]) if parameters["threads"] else None,
@@ -75,4 +77,6 @@ class Settings:
         return self._open_named(last)
 
     def _open_named(self, backend: str) -> Tokenizer:
-        return Tokenizer.open(self.bundle, backend=backend, threads=self.threads, memory_limit=self.memory_limit)
+        return Tokenizer.open(
+            self.bundle, backend=backend, precision=self.precision, threads=self.threads, memory_limit=self.memory_limit
+        )

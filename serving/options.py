@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mgvq_export.core.errors import InputError
-from mgvq_export.core.units import Size
+from mgvq_export.core.errors import InputError, shown
+from mgvq_export.core.units import Size, parse_bytes
 
 Target = Literal["triton-python", "triton-tensorrt"]
 Device = Literal["cpu", "gpu"]
@@ -53,14 +53,16 @@ class PublishOptions:
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
-            raise InputError(f"no target {self.target!r}; choose {', '.join(TARGETS)}")
+            raise InputError(f"no target {shown(self.target)}; choose {', '.join(TARGETS)}")
         if self.device is not None and self.device not in DEVICES:
-            raise InputError(f"no device {self.device!r}; choose {', '.join(DEVICES)}")
+            raise InputError(f"no device {shown(self.device)}; choose {', '.join(DEVICES)}")
         for name, most in (("max_batch", 1024), ("instances", 256), ("max_queue", 1_000_000), ("version", 2**31 - 1)):
             self._check(name, getattr(self, name), most)
         self._check("max_pixels", self.max_pixels, 2**40)
         if self.threads is not None:
             self._check("threads", self.threads, 4096)
+        if self.memory_limit is not None:
+            parse_bytes(self.memory_limit)
         for height, width in self.sizes:
             if height < 1 or width < 1 or height * width > self.max_pixels:
                 raise InputError(
@@ -71,15 +73,15 @@ class PublishOptions:
 
     def _check(self, name: str, value: int, most: int) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise InputError(f"{name.replace('_', ' ')} is {value!r}; wanted a whole number from 1 to {most}")
+            raise InputError(f"{name.replace('_', ' ')} is {shown(value)}; wanted a whole number from 1 to {most}")
 
     def _refuse_for_engines(self) -> None:
         if self.device == "cpu":
             raise InputError(
                 "triton-tensorrt runs engines, which need a GPU; leave --device out, or choose --target triton-python"
             )
-        for name, value, default in (("threads", self.threads, None), ("memory limit", self.memory_limit, None)):
-            if value is not default:
+        for name, value in (("threads", self.threads), ("memory limit", self.memory_limit)):
+            if value is not None:
                 raise InputError(f"{name} is for --target triton-python; engines take their own: leave it out")
         if self.backend not in ("auto", "tensorrt"):
             raise InputError(f"triton-tensorrt runs engines, not {self.backend}; choose --target triton-python")

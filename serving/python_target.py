@@ -16,12 +16,12 @@ from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, BundleError
 from mgvq_export.core.remedies import build_pattern
 from mgvq_export.core.spec import Part
-from mgvq_export.core.units import parse_bytes
-from mgvq_export.runtime.backend import CHOICES
+from mgvq_export.core.units import Size
+from mgvq_export.runtime.backend import AUTO, BACKENDS, CHOICES
 from mgvq_export.serving.bundle_copy import bundle_files
 from mgvq_export.serving.config import ModelConfig, Step, TensorConfig, WarmUp
 from mgvq_export.serving.opening import BUNDLE_FOLDER, GPU_BACKENDS
-from mgvq_export.serving.options import PublishOptions, Size
+from mgvq_export.serving.options import PublishOptions
 from mgvq_export.serving.target import Model, labels, size_name
 
 _CODE = '''"""Run by Triton's Python backend. What it does is in mgvq_export.serving.models; its settings are in config.pbtxt."""
@@ -57,18 +57,19 @@ def plan_models(bundle: Bundle, options: PublishOptions) -> list[Model]:
     Raises:
         BundleError: the bundle lacks the precision or the backend's engines, or a file of it has changed.
         BackendError: no backend of that name, or none for the device.
-        InputError: a memory limit that is no size.
     """
     precision = options.precision or ("fp32" if "fp32" in bundle.precisions else bundle.precisions[0])
-    bundle.entry(precision)  # names the precisions it has when this one is missing
-    _check_backend(bundle, precision, options)
-    if options.memory_limit is not None:
-        parse_bytes(options.memory_limit)
+    makers = {name: entry.precisions[precision] for name, entry in BACKENDS.items() if precision in entry.precisions}
+    graphs = next(iter(makers.values()), precision)  # of a precision that a backend makes at run time, those that it makes it of
+    bundle.entry(graphs)  # names the precisions it has when this one is missing
+    if makers and options.backend not in (AUTO, *makers):
+        raise BackendError(f"precision {precision} does not run on {options.backend}; choose --backend {' or '.join(makers)}")
+    _check_backend(bundle, graphs, options)
     codes = TensorConfig("codes", "uint16", (bundle.spec.groups, -1, -1))
-    latent = _latent(bundle, precision)
+    latent = _latent(bundle, graphs)
     shared = {
         f"{options.version}/{BUNDLE_FOLDER}/{name}": source
-        for name, source in bundle_files(bundle, precision, engines=options.on_gpu).items()
+        for name, source in bundle_files(bundle, graphs, engines=options.on_gpu).items()
     }
     write = _Writer(options, labels(bundle, precision) | _settings(options))
     warm = _WarmUps(options.sizes, bundle.spec.downsample)
@@ -156,7 +157,7 @@ def _check_backend(bundle: Bundle, precision: str, options: PublishOptions) -> N
         raise BackendError(f"no backend {options.backend!r}; choose {', '.join(CHOICES)}")
     if options.backend in GPU_BACKENDS and not options.on_gpu:
         raise BackendError(f"{options.backend} needs a GPU; give --device gpu, or choose another backend")
-    if options.backend not in (*GPU_BACKENDS, "auto") and options.on_gpu:
+    if options.backend not in (*GPU_BACKENDS, AUTO) and options.on_gpu:
         raise BackendError(f"{options.backend} runs on the CPU; give --device cpu, or choose another backend")
     library = _ENGINES_OF.get(options.backend)
     if library and not any((record.target, record.precision) == (library, precision) for record in bundle.engines):

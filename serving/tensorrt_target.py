@@ -21,8 +21,9 @@ from mgvq_export.core.errors import BundleError, InputError
 from mgvq_export.core.manifest import EngineRecord, TensorEntry
 from mgvq_export.core.remedies import build_pattern, engine_sizes
 from mgvq_export.core.spec import Part
+from mgvq_export.core.units import Size
 from mgvq_export.serving.config import ModelConfig, Step, TensorConfig, WarmUp
-from mgvq_export.serving.options import PublishOptions, Size
+from mgvq_export.serving.options import PublishOptions
 from mgvq_export.serving.target import Model, labels, size_name
 
 Tensors = tuple[TensorConfig, ...]

@@ -202,11 +202,22 @@ def test_settings_reach_the_tokenizer(start, repository, monkeypatch):
 
     monkeypatch.setattr(RuntimeTokenizer, "open", classmethod(spy))
     decoder = start(models.Decoder, "mgvq_decoder", backend="ort-cpu", threads="1", memory_limit="2GiB", max_pixels="4096")
-    assert seen == {"backend": "ort-cpu", "threads": 1, "memory_limit": "2GiB"} and decoder.stage.max_pixels == 4096
+    assert (
+        seen == {"backend": "ort-cpu", "precision": "fp32", "threads": 1, "memory_limit": "2GiB"}
+        and decoder.stage.max_pixels == 4096
+    )
 
 
 def test_the_bundle_is_found_beside_the_model(tmp_path):
-    parameters = {"format": "1", "backend": "auto", "device": "cpu", "threads": "", "max_pixels": "1", "memory_limit": ""}
+    parameters = {
+        "format": "1",
+        "precision": "fp32",
+        "backend": "auto",
+        "device": "cpu",
+        "threads": "",
+        "max_pixels": "1",
+        "memory_limit": "",
+    }
     settings = Settings.read(str(tmp_path / "mgvq_decoder"), "7", parameters)
     assert settings.bundle == tmp_path / "mgvq_encoder" / "7" / "bundle" and settings.threads is None
 

@@ -205,6 +205,7 @@ def test_force_replaces_and_an_existing_repository_is_refused(tiny_bundle, tmp_p
         ({"max_pixels": 0}, "max pixels is 0"),
         ({"version": 0}, "version is 0"),
         ({"sizes": ((4096, 16384),)}, "size is 16384x4096; wanted at least 1x1 and at most 40000000 pixels"),
+        ({"memory_limit": "much"}, "memory limit is 'much'; wanted a size"),
         ({"target": "triton-tensorrt", "device": "cpu"}, "engines, which need a GPU"),
         ({"target": "triton-tensorrt", "threads": 2}, "threads is for --target triton-python"),
         ({"target": "triton-tensorrt", "backend": "ort-cpu"}, "runs engines, not ort-cpu"),
@@ -223,7 +224,6 @@ def test_contradictions_are_refused(options, said):
         ({"backend": "tensorrt"}, BackendError, "tensorrt needs a GPU; give --device gpu"),
         ({"backend": "ort-cpu", "device": "gpu"}, BackendError, "ort-cpu runs on the CPU; give --device cpu"),
         ({"backend": "tensorrt", "device": "gpu"}, BundleError, "has no fp32 engines; build them: mgvq-export build"),
-        ({"memory_limit": "much"}, InputError, "much"),
         ({"target": "triton-tensorrt"}, BundleError, "has no fp16 engine of encoder; build it: mgvq-export build"),
     ],
 )

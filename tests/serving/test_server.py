@@ -27,6 +27,7 @@ from PIL import Image
 
 import mgvq_export
 from mgvq_export import Tokenizer, Tokens
+from mgvq_export.benchmarks import serving
 from mgvq_export.cli import main
 from mgvq_export.core.errors import TokensError
 from mgvq_export.runtime.image_files import read_image, write_image
@@ -368,6 +369,22 @@ def test_curl_line_of_the_page(server, wanted, tmp_path):
         found[output["name"]] = np.frombuffer(answer[start : start + size], dtype).reshape(output["shape"])
         start += size
     assert np.array_equal(found["codes"][0], one.tokens.codes) and found["size"].tolist() == [[100, 60]]
+
+
+def test_the_benchmark_measures_this_server(server, tiny_bundle, monkeypatch):
+    """Small: that it runs, compares codes and makes its table. Its figures are in docs/serving.md."""
+    monkeypatch.setattr(serving, "SETTLED", 8)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(serving.CLIENTS)]
+    with Tokenizer.open(tiny_bundle, precision="fp32") as tokenizer:
+        compared = serving.measure_latency(tokenizer, server, images[0], 1)
+        compared += serving.measure_throughput(tokenizer, server, images, 1)
+        memory = serving.measure_memory(tokenizer, server, 16)
+    assert len(compared) == 4 and all(one.direct > 0 and one.triton > 0 for one in compared)
+    assert memory.wrong == 0 and memory.settled > 50 * 2**20
+    table = serving.tables(compared, memory)
+    assert table.count("\n| ") == len(compared)
+    assert "16 small requests" in table and "0 wrong codes" in table
 
 
 def test_numpy_2_is_refused_where_triton_garbles_its_arrays(repository, tmp_path):
