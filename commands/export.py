@@ -32,6 +32,7 @@ from mgvq_export.commands.verb import verb
         type=click.Path(path_type=Path),
         help="A further precision, as calibrate wrote it; may be repeated.",
     ),
+    click.option("--weights", metavar="NAME", help="Which weights, where CHECKPOINT holds several sets, such as ema."),
     click.option("--force", is_flag=True, help="Replace an existing bundle."),
 )
 def export(
@@ -40,6 +41,7 @@ def export(
     variant: str | None,
     precisions: tuple[str, ...],
     plans: tuple[Path, ...],
+    weights: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -59,7 +61,13 @@ def export(
     start = time.perf_counter()
     loaded_plans = [PrecisionPlan.load(plan) for plan in plans]
     target = check_target(output, precisions, loaded_plans, replace=force)  # before a download
-    loaded = load_checkpoint(checkpoint, variant)
+    loaded = load_checkpoint(checkpoint, variant, weights=weights)
+    if loaded.others and weights is None:
+        others = ", ".join(name or "those at its top level" for name in loaded.others)
+        click.echo(
+            f"weights {loaded.taken or 'at the top level'} of {checkpoint} taken; it also holds {others}: choose with --weights",
+            err=True,
+        )
     steps = 0
     with progress_bar("export", len(Part) * (len(set(precisions)) + len(plans))) as update:
 

@@ -114,11 +114,12 @@ class PrecisionEntry:
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """The checkpoint a bundle was exported from: name or path, SHA-256 of its file, revision on the hub."""
+    """The checkpoint a bundle was exported from: name or path, SHA-256 of its file, revision on the hub, which weights if chosen."""
 
     name: Text
     sha256: Text
     revision: Text | None = None
+    weights: Text | None = None
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def write_bundle(checkpoint: Checkpoint, target: Target, *, progress: Progress =
         manifest = Manifest(
             spec=checkpoint.spec,
             # A path may hold what is no valid text; the name is for people, and to find the file again where it is valid.
-            source=SourceEntry(one_line(checkpoint.source), checkpoint.sha256, checkpoint.revision),
+            source=SourceEntry(one_line(checkpoint.source), checkpoint.sha256, checkpoint.revision, checkpoint.weights),
             codebook_sha256=codebook,
             # The same in every precision: quantizing a value moves nothing.
             reach={part: receptive_field(models[part]) for part in TRUNKS if part in models},

@@ -1,35 +1,31 @@
 """Checkpoints: find, download, read safely, check by name and shape.
 
-Nothing in a checkpoint is ever executed: ``.pt`` files are read with ``torch.load(weights_only=True)`` and one extra
-allowed class, :class:`argparse.Namespace` (training arguments; a plain attribute holder), ``.safetensors`` hold no code.
+Nothing in a checkpoint is ever executed: see :mod:`mgvq_export.model.weight_files`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mgvq_export.core.errors import CheckpointError
-from mgvq_export.core.files import sha256_file
+from mgvq_export.core.errors import CheckpointError, shown
+from mgvq_export.core.json_files import JsonSource, parse_json
 from mgvq_export.core.spec import VARIANTS, ModelSpec, variant
 from mgvq_export.model.demo import DEMO_WEIGHTS, SPEC_KEY
 from mgvq_export.model.network import MGVQ
+from mgvq_export.model.weight_files import read_weights
 
 HUB_REPOSITORY = "mkjia/MGVQ"
 
 
 # Training statistics: unused at inference, so their absence is no fault.
 _STATISTICS = re.compile(r"quantize\.(codebook_used|embed_prob)|.*\.num_batches_tracked")
+_MOST_STAGES = 64  # each halves the image's sides
 _LISTED = 8  # names given in full per kind of mismatch
 
 
@@ -41,6 +37,8 @@ class Checkpoint:
         spec: the network they belong to.
         tensors: name -> tensor, floating tensors as stored (float32, float16 or bfloat16).
         source: what the user named; ``path``: the file read; ``sha256``: of that file; ``revision``: hub commit, if any.
+        taken: where in the file the weights were, such as ``model``; ``others``: further sets of weights there, such as ``ema``;
+            ``weights``: which set the user asked for.
     """
 
     spec: ModelSpec
@@ -49,6 +47,9 @@ class Checkpoint:
     path: Path
     sha256: str
     revision: str | None = None
+    taken: str = ""
+    others: tuple[str, ...] = ()
+    weights: str | None = None
 
     def network(self, dtype: torch.dtype = torch.float32) -> MGVQ:
         """The network with these weights in ``dtype`` (float32 or float16), in evaluation mode, without gradients."""
@@ -59,15 +60,16 @@ class Checkpoint:
         return network.to(dtype).requires_grad_(False)
 
 
-def load_checkpoint(source: str | Path, model: str | ModelSpec | None = None) -> Checkpoint:
+def load_checkpoint(source: str | Path, model: str | ModelSpec | None = None, *, weights: str | None = None) -> Checkpoint:
     """The checkpoint that ``source`` names, checked tensor by tensor against its network.
 
     Args:
-        source: a file (``.safetensors``, or a ``torch.save`` dictionary with the weights at top level or under
-            ``model`` or ``state_dict``); a released variant's name, downloaded from the hub; ``hf://owner/repo/file@revision``;
-            or ``demo``, the packaged model.
+        source: a file (safetensors, the index of one in shards, or what ``torch.save`` wrote, with the weights at top level or in
+            dictionaries such as ``model``, ``state_dict`` or ``ema``); a released variant's name, downloaded from the hub;
+            ``hf://owner/repo/file@revision``; or ``demo``, the packaged model.
         model: the network the weights belong to: a spec, a variant's name, or a JSON or YAML file with a spec. When None: from the
             variant named as ``source``, else from the file's metadata, else from the tensors' shapes.
+        weights: which set, where the file holds several, such as ``ema``; when None, not the running means.
 
     Raises:
         CheckpointError: the file is missing, damaged or unsafe, or tensors are missing, unexpected, mis-shaped or not finite.
@@ -75,17 +77,16 @@ def load_checkpoint(source: str | Path, model: str | ModelSpec | None = None) ->
     """
     name = str(source)
     path, revision = _locate(name)
-    metadata, tensors = _read(path)
+    read = read_weights(path, weights)
+    tensors, metadata = read.tensors, read.metadata
     if model is None and name in VARIANTS:
         model = name
     if model is None and SPEC_KEY in metadata:
-        try:
-            model = ModelSpec.from_dict(json.loads(metadata[SPEC_KEY]))
-        except ValueError as error:
-            raise CheckpointError(f"{path}: metadata {SPEC_KEY} is no valid JSON: {error}") from error
+        damaged = JsonSource(f"{path}: metadata {SPEC_KEY}", "give the model with --variant", CheckpointError)
+        model = ModelSpec.from_dict(parse_json(metadata[SPEC_KEY], damaged))
     spec = infer_spec(tensors, path) if model is None else _resolve(model)
     _check(tensors, spec, path)
-    return Checkpoint(spec, tensors, name, path, sha256_file(path), revision)
+    return Checkpoint(spec, tensors, name, path, read.sha256, revision, read.taken, read.others, weights)
 
 
 def _resolve(model: str | ModelSpec) -> ModelSpec:
@@ -136,54 +137,6 @@ def _download(repository: str, filename: str, revision: str | None) -> tuple[Pat
     return path, commit
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a checkpoint file."""
-    if path.suffix.lower() == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        unsafe = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:?) ?(?:GLOBAL )?([\w.]+)", str(error))
-        if unsafe:
-            raise CheckpointError(
-                f"{path} is refused: it asks to run {unsafe[1]}, and only tensors are loaded; if you trust it, save its weights alone with torch.save"
-            ) from error
-        raise CheckpointError(f"{path} is no readable PyTorch checkpoint: {_first_line(error)}; get the file again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise CheckpointError(f"{path} is no readable PyTorch checkpoint: {_first_line(error)}; get the file again") from error
-    return {}, _weights(content, path)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no readable safetensors file: {_first_line(error)}; get the file again") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _weights(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside a ``torch.save`` file: under ``model`` or ``state_dict``, or the file itself."""
-    if isinstance(content, Mapping):
-        for key in ("model", "state_dict"):
-            if isinstance(content.get(key), Mapping):
-                content = content[key]
-                break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        found = ", ".join(map(str, list(content)[:_LISTED])) if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(
-            f"{path} holds no weights: wanted tensors by name, at top level or under 'model' or 'state_dict'; found {found or 'nothing'}"
-        )
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}  # DistributedDataParallel's prefix
-
-
 def infer_spec(tensors: Mapping[str, Tensor], path: Path) -> ModelSpec:
     """The network whose tensors these are, read off their names and shapes.
 
@@ -191,7 +144,9 @@ def infer_spec(tensors: Mapping[str, Tensor], path: Path) -> ModelSpec:
     released variant is named after the file. Raises :class:`CheckpointError` when the tensors are not those of an MGVQ.
     """
     try:
-        stages = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"encoder\.stages\.(\d+)\.", name)))
+        stages = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"encoder\.stages\.(\d{1,4})\.", name)))
+        if stages > _MOST_STAGES:
+            raise ValueError(stages)
         widths, blocks = [], []
         depths: dict[str, list[int]] = {"encoder": [], "decoder": []}
         for stage in range(stages):
@@ -212,7 +167,8 @@ def infer_spec(tensors: Mapping[str, Tensor], path: Path) -> ModelSpec:
         latent_channels, group_dim = tensors["quant_conv.weight"].shape[:2]
         codebook_size = tensors["quantize.embedding.weight"].shape[0]
     except (KeyError, ValueError, IndexError, AttributeError):
-        raise CheckpointError(f"{path} holds no MGVQ tokenizer: its tensors are {', '.join(list(tensors)[:3])}, ...") from None
+        listed = ", ".join(shown(name, 60, quoted=False) for name in list(tensors)[:3])
+        raise CheckpointError(f"{path} holds no MGVQ tokenizer: its tensors are {listed}, ...") from None
     found = ModelSpec(
         name=path.stem,
         widths=tuple(widths),
@@ -238,8 +194,18 @@ def _statistics(network: MGVQ) -> dict[str, Tensor]:
 
 def _check(tensors: dict[str, Tensor], spec: ModelSpec, path: Path) -> None:
     """Compare names, shapes, dtypes and finiteness with ``spec``; drop mis-shaped training statistics."""
-    with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in MGVQ(spec).state_dict().items()}
+    blocks = sum(spec.encoder_depths) + sum(spec.decoder_depths)
+    if blocks > len(tensors):  # a network of so many blocks is not even built
+        raise CheckpointError(
+            f"{path} does not fit {spec.name}: it has {len(tensors)} tensors for {blocks:,} blocks; name the right model with --variant"
+        )
+    try:
+        with torch.device("meta"):
+            wanted = {name: tuple(value.shape) for name, value in MGVQ(spec).state_dict().items()}
+    except (AssertionError, RuntimeError, ValueError, OverflowError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} does not fit {spec.name}: no network has these sizes ({shown(str(error), 120, quoted=False)})"
+        ) from error
     for name in [name for name in tensors if _STATISTICS.fullmatch(name)]:
         if tuple(tensors[name].shape) != wanted.get(name):
             del tensors[name]
@@ -272,4 +238,4 @@ def _check(tensors: dict[str, Tensor], spec: ModelSpec, path: Path) -> None:
 
 def _listing(kind: str, names: list[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{len(names)} {kind} ({', '.join(names[:_LISTED])}{more})"
+    return f"{len(names)} {kind} ({', '.join(shown(name, 100, quoted=False) for name in names[:_LISTED])}{more})"

@@ -31,7 +31,7 @@ def find_network(bundle: Bundle, checkpoint: str | Path | None = None) -> tuple[
         return None, f"{error.name} is not installed: pip install 'mgvq-export[export]'"
     source = bundle.manifest.source
     if checkpoint is not None:
-        network = load_checkpoint(checkpoint, bundle.spec).network()
+        network = load_checkpoint(checkpoint, bundle.spec, weights=source.weights).network()
         if codebook_sha256(network) != bundle.codebook_sha256:
             raise BundleError(
                 f"{checkpoint} has another codebook than {bundle.path}; give the checkpoint the bundle was exported from"
@@ -41,7 +41,7 @@ def find_network(bundle: Bundle, checkpoint: str | Path | None = None) -> tuple[
     if name != "demo" and not Path(name).is_file():
         return None, f"the checkpoint {name!r} is not here; give it with --checkpoint"
     try:
-        loaded = load_checkpoint(name, bundle.spec)
+        loaded = load_checkpoint(name, bundle.spec, weights=source.weights)
     except MgvqError as error:
         return None, f"the checkpoint cannot be used: {error}"
     if loaded.sha256 != source.sha256:

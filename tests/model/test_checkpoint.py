@@ -1,11 +1,14 @@
 """Checkpoints: every form that loads, and every kind of damage that must not."""
 
 import argparse
+import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mgvq_export.core.errors import CheckpointError, SpecError
 from mgvq_export.core.spec import VARIANTS, ModelSpec
@@ -45,6 +48,128 @@ def test_forms_of_pt_files(form: str, weights: dict, tiny_spec: ModelSpec, tmp_p
     expected = weights["quantize.embedding.weight"]
     torch.testing.assert_close(network.quantize.embedding.weight, expected, atol=2e-3, rtol=1e-3)
     assert not network.training and not any(p.requires_grad for p in network.parameters())
+
+
+PREFIXES = ("module.", "_orig_mod.", "model.", "module._orig_mod.", "model.module.", "_orig_mod.module.model.", "tokenizer.vq.")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_prefixes_of_wrappers(prefix: str, suffix: str, weights: dict, tmp_path: Path) -> None:
+    named = {prefix + name.replace("encoder.stages", "encoder._orig_mod.stages"): tensor for name, tensor in weights.items()}
+    path = tmp_path / f"tiny{suffix}"
+    save_file(named, path) if suffix == ".safetensors" else torch.save({"state_dict": named}, path)
+    assert load_checkpoint(path).tensors.keys() == weights.keys()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "blob", "weights.pt", "a.safetensors"])
+@pytest.mark.parametrize("safe", [True, False])
+def test_the_content_decides_not_the_suffix(name: str, safe: bool, weights: dict, tmp_path: Path) -> None:
+    save_file(weights, tmp_path / name) if safe else torch.save(weights, tmp_path / name)
+    assert load_checkpoint(tmp_path / name).tensors.keys() == weights.keys()
+
+
+def test_one_of_several_sets_of_weights(weights: dict, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.pt"
+    means = {name: tensor * 0.5 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    torch.save(
+        {"model": weights, "model_ema": {"module": means}, "optimizer": {"state": {0: weights}, "a": weights}, "epoch": 1}, path
+    )
+    loaded = load_checkpoint(path)
+    assert (loaded.taken, loaded.others) == ("model", ("model_ema",))
+    torch.testing.assert_close(loaded.tensors["quant_conv.bias"], weights["quant_conv.bias"])
+    chosen = load_checkpoint(path, weights="model_ema")
+    assert (chosen.taken, chosen.weights) == ("model_ema", "model_ema")
+    torch.testing.assert_close(chosen.tensors["quant_conv.bias"], means["quant_conv.bias"])
+    with pytest.raises(CheckpointError, match="no weights 'nope'; it has 'model', 'model_ema'"):
+        load_checkpoint(path, weights="nope")
+
+
+@pytest.mark.parametrize("key", ["ema", "model_ema", "params", "state_dict", "model", "generator", "something"])
+def test_containers(key: str, weights: dict, tmp_path: Path) -> None:
+    torch.save({key: weights, "step": 3}, tmp_path / "tiny.pt")
+    assert (load_checkpoint(tmp_path / "tiny.pt").taken, load_checkpoint(tmp_path / "tiny.pt").others) == (key, ())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_small_types(dtype: torch.dtype, weights: dict, tmp_path: Path) -> None:
+    small = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    save_file(small, tmp_path / "tiny.safetensors")
+    network = load_checkpoint(tmp_path / "tiny.safetensors").network()
+    torch.testing.assert_close(network.quant_conv.bias, small["quant_conv.bias"].float())
+
+
+def test_shards(weights: dict, tmp_path: Path) -> None:
+    names = sorted(weights)
+    parts = {"a-1-of-2.safetensors": names[::2], "a-2-of-2.safetensors": names[1::2]}
+    for file, some in parts.items():
+        save_file({name: weights[name] for name in some}, tmp_path / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, some in parts.items() for name in some}}
+    path = tmp_path / "a.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    first = load_checkpoint(path)
+    assert first.tensors.keys() == weights.keys()
+    save_file(
+        {name: weights[name] + 1 if weights[name].is_floating_point() else weights[name] for name in names[::2]},
+        tmp_path / "a-1-of-2.safetensors",
+    )
+    assert load_checkpoint(path).sha256 != first.sha256
+    if "quantize.embedding.weight" not in names[::2]:
+        refused(tmp_path / "a-1-of-2.safetensors", "one shard of several")
+    path.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    refused(path, "outside its folder")
+    path.write_text(json.dumps({"weight_map": dict.fromkeys(names, "gone.safetensors")}))
+    refused(path, "not beside it")
+    path.write_text("{}")
+    refused(path, "no index of shards")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer.*git lfs pull"),
+        (b"<!DOCTYPE html><html><body>Sign in</body>", "HTML page"),
+        (b"\xff\xd8\xff\xe0 a photo", "JPEG image"),
+        (b"\x08\x0a\x12\x07pytorch", "ONNX graph"),
+        (b"\x1f\x8b\x08", "gzip archive"),
+        (bytes(257) + b"ustar\0", "tar archive"),
+        (b"\x93NUMPY\1\0", "NumPy array"),
+        (b"PK\5\6" + bytes(18), "zip archive"),
+        (b"some text", "readable checkpoint"),
+        (bytes(64), "readable checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_other_files_are_named(content: bytes, part: str, suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    with pytest.raises(CheckpointError, match=part) as caught:
+        load_checkpoint(tmp_path / f"a{suffix}")
+    assert "weights_only" not in str(caught.value)
+
+
+def test_shapes_do_not_claim_more_than_the_file_holds(weights: dict, tmp_path: Path) -> None:
+    torch.save({**weights, "quant_conv.bias": torch.zeros(1).expand(10**10)}, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "quant_conv.bias' claims 40,000,000,000 bytes")
+    torch.save(weights, tmp_path / "b.pt")
+    with zipfile.ZipFile(tmp_path / "b.pt") as old, zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for record in old.infolist():
+            new.writestr(record.filename, old.read(record))
+    refused(tmp_path / "c.pt", "compressed")
+
+
+@pytest.mark.parametrize("depth", [10**3, 10**9])
+def test_a_spec_of_very_many_blocks_is_not_built(depth: int, weights: dict, tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    spec = {**tiny_spec.to_dict(), "encoder_depths": [0, depth, 1, 1, 1]}
+    save_file(weights, tmp_path / "a.safetensors", {"mgvq_spec": json.dumps(spec)})
+    with pytest.raises((CheckpointError, SpecError)) as caught:
+        load_checkpoint(tmp_path / "a.safetensors")
+    assert one_line(str(caught.value))
+
+
+def test_metadata_that_is_no_spec(weights: dict, tmp_path: Path) -> None:
+    for text in ("[" * 10**5, "{", '{"name": NaN}'):
+        save_file(weights, tmp_path / "a.safetensors", {"mgvq_spec": text})
+        refused(tmp_path / "a.safetensors", "mgvq_spec")
 
 
 def test_safetensors_metadata_names_the_spec(tiny_checkpoint_file: Path, tiny_spec: ModelSpec) -> None:
