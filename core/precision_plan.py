@@ -25,18 +25,17 @@ Quantization is symmetric: ``x`` is stored as ``round(x / scale)``, so that a sc
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from mgvq_export.core.errors import InputError
-from mgvq_export.core.files import PathLike, atomic_write_bytes, unreadable
+from mgvq_export.core.errors import InputError, shown
+from mgvq_export.core.files import PathLike, atomic_write_bytes
+from mgvq_export.core.json_files import JsonSource, json_bytes, read_json
 
 FORMAT = "mgvq-precision-plan"
 VERSION = 1
@@ -69,15 +68,15 @@ class NodePlan:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise InputError(f"precision is {self.precision!r}; choose {', '.join(PRECISIONS)}")
+            raise InputError(f"precision is {shown(self.precision)}; choose {', '.join(PRECISIONS)}")
         if self.precision in LARGEST and not self.scales:
             raise InputError(f'{self.precision} needs the scale of each quantized input, such as "scales": {{"0": 0.02}}')
         if self.precision in FLOATS and (self.scales or self.weight_scales):
             raise InputError(f"{self.precision} takes no scales: remove them, or choose int8 or fp8")
         for position, scale in self.scales.items():
             if not _is_count(position):
-                raise InputError(f"scales has the key {position!r}; wanted the position of an input, 0 for the first")
-            _check_scale(f"the scale of input {position}", scale)
+                raise InputError(f"scales has the key {shown(position)}; wanted the position of an input, 0 for the first")
+            _check_scale(f"the scale of input {shown(position)}", scale)
         for channel, scale in enumerate(self.weight_scales):
             _check_scale(f"the weight scale of channel {channel}", scale)
 
@@ -119,7 +118,7 @@ class Budgets:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and not _is_number(value):
-                raise InputError(f"budget {name} is {value!r}; wanted a finite number, or null to ask for nothing")
+                raise InputError(f"budget {name} is {shown(value)}; wanted a finite number, or null to ask for nothing")
         if self.min_code_agreement is not None and not 0 <= self.min_code_agreement <= 1:
             raise InputError(f"budget min_code_agreement is {self.min_code_agreement}; wanted a share, 0 to 1")
         # A negative max_psnr_drop asks for a gain; a PSNR below 0 would allow errors larger than the pixels themselves.
@@ -160,15 +159,15 @@ class PrecisionPlan:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
-            raise InputError(f"the plan's name is {self.name!r}; wanted small letters, digits and dashes, such as int8")
+            raise InputError(f"the plan's name is {shown(self.name)}; wanted small letters, digits and dashes, such as int8")
         if self.name in _RESERVED:
             raise InputError(f"a plan cannot be called {self.name}, which has a meaning of its own in a bundle; rename it")
         if self.base not in FLOATS:
-            raise InputError(f"the plan's base is {self.base!r}; choose {', '.join(FLOATS)}")
+            raise InputError(f"the plan's base is {shown(self.base)}; choose {', '.join(FLOATS)}")
         for name in self.nodes:
             # Names stand in errors of one line and in tables.
             if not name.isprintable():
-                raise InputError(f"a node is called {name!r}; wanted a name without line breaks and control characters")
+                raise InputError(f"a node is called {shown(name)}; wanted a name without line breaks and control characters")
         if self.name == "fp16" and self.kind() in LARGEST:
             raise InputError(
                 f"a plan with {self.kind()} nodes cannot be called fp16: --precision fp16 would run it; rename it, such as {self.kind()}"
@@ -225,7 +224,7 @@ class PrecisionPlan:
 
     def to_bytes(self) -> bytes:
         """The plan as it is written: JSON, two spaces, a final newline."""
-        return (json.dumps(self.to_dict(), indent=2) + "\n").encode()
+        return json_bytes(self.to_dict())
 
     def save(self, path: PathLike) -> None:
         """Write the plan to ``path``, whole or not at all. Raises :class:`InputError`."""
@@ -237,7 +236,7 @@ class PrecisionPlan:
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise InputError(f'{where} is no precision plan: it has no "format": "{FORMAT}"')
         if values.get("version") != VERSION:
-            raise InputError(f"{where} is a plan of version {values.get('version')!r}; this release reads version {VERSION}")
+            raise InputError(f"{where} is a plan of version {shown(values.get('version'))}; this release reads version {VERSION}")
         try:
             _check_keys(values, required=("format", "version", "name", "base", "nodes"), optional=_OPTIONAL)
             records = {name: _mapping(values.get(name, {}), name) for name in ("measured", "calibration", "tools")}
@@ -250,19 +249,7 @@ class PrecisionPlan:
     @classmethod
     def load(cls, path: PathLike) -> PrecisionPlan:
         """The plan in the JSON file ``path``. Raises :class:`InputError` when it cannot be read or contradicts itself."""
-        path = Path(path)
-        try:
-            values = json.loads(
-                path.read_text(encoding="utf-8"), object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite
-            )
-        except OSError as error:
-            raise unreadable(path, error) from error
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-        except (ValueError, RecursionError) as error:  # RecursionError: nested thousands deep
-            raise InputError(
-                f"{path} is no valid JSON: {' '.join(str(error).split())}; give a plan that calibrate wrote"
-            ) from error
+        values = read_json(path, JsonSource(str(path), "give a plan that calibrate wrote"))
         return cls.from_dict(values, str(path))
 
 
@@ -281,7 +268,7 @@ def _node(name: str, entry: Any) -> NodePlan:
         scales = _mapping(values.get("scales") or {}, "scales")
         weight_scales = values.get("weight_scales") or []
         if not isinstance(weight_scales, list):
-            raise InputError(f"weight_scales is {weight_scales!r}; wanted a list, empty to take them from the weights")
+            raise InputError(f"weight_scales is {shown(weight_scales)}; wanted a list, empty to take them from the weights")
         # JSON has text as keys only. "00" stays text and is refused: as a number it would hide "0".
         positions: dict[Any, Any] = {
             int(key) if isinstance(key, str) and re.fullmatch("0|[1-9][0-9]{0,8}", key) else key: value
@@ -289,31 +276,14 @@ def _node(name: str, entry: Any) -> NodePlan:
         }
         return NodePlan(values["precision"], positions, tuple(weight_scales), str(values.get("reason") or ""))
     except InputError as error:
-        raise InputError(f"node {name if name.isprintable() else repr(name)}: {error}") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a key that stands there twice is refused, since all but its last value would be lost without a word."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise InputError(f"the key {twice!r} is given more than once in one object; leave one of them")
-    return values
-
-
-def _finite(text: str) -> float:
-    """A JSON number; NaN, Infinity and what is too large for a float are refused: they could not be written as JSON again."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise InputError(f"it holds the number {text[:40]}; wanted finite numbers, or null for none")
-    return value
+        raise InputError(f"node {shown(name, quoted=False)}: {error}") from None
 
 
 def _made_for(values: Mapping[str, Any]) -> MadeFor:
     _check_keys(values, optional=tuple(MadeFor.__dataclass_fields__))
     for name, value in values.items():
         if value is not None and not (isinstance(value, str) and value.isprintable()):
-            raise InputError(f"made_for has {name} = {value!r}; wanted one line of text, or null")
+            raise InputError(f"made_for has {name} = {shown(value)}; wanted one line of text, or null")
     return MadeFor(values.get("model") or "", values.get("checkpoint_sha256"), values.get("codebook_sha256"))
 
 
@@ -328,18 +298,18 @@ def _check_keys(values: Mapping[str, Any], *, required: tuple[str, ...] = (), op
     if missing:
         raise InputError(f"it lacks {', '.join(missing)}; wanted {', '.join((*required, *optional))}")
     if unknown:
-        raise InputError(f"it has the unknown key {unknown[0]!r}; wanted {', '.join((*required, *optional))}")
+        raise InputError(f"it has the unknown key {shown(unknown[0])}; wanted {', '.join((*required, *optional))}")
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{name} is {value!r}; wanted an object")
+        raise InputError(f"{name} is {shown(value)}; wanted an object")
     return value
 
 
 def _check_scale(what: str, scale: Any) -> None:
     if not _is_number(scale) or scale <= 0:
-        raise InputError(f"{what} is {scale!r}; wanted a number above 0")
+        raise InputError(f"{what} is {shown(scale)}; wanted a number above 0")
 
 
 def _is_number(value: Any) -> bool:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgvq_export.core.errors import SpecError
+from mgvq_export.core.errors import InputError, SpecError, shown
+from mgvq_export.core.json_files import JsonSource, check_plain, parse_json, read_bounded
 
 HEAD_DIM = 32  # channels of one attention head
 EXPANSION = 4  # hidden width of the gated convolution, per channel
 MAX_GROUPS = 32
 MAX_CODES_PER_GROUP = 65536  # codes are stored as uint16
+# Far above any network that was trained: a spec decides how much is allocated, and may come from somebody else's file.
+MAX_STAGES, MAX_DEPTH, MAX_WIDTH, MAX_NAME = 12, 1024, 65536, 200
+_MAX_FILE_BYTES = 64 * 1024
 
 
 class Part(str, enum.Enum):
@@ -83,7 +86,7 @@ class ReceptiveField:
         for name, least in (("stride_in", 1), ("stride_out", 1), ("before", 0), ("after", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise SpecError(f"reach: {name} is {value!r}; wanted a whole number of at least {least}")
+                raise SpecError(f"reach: {name} is {shown(value)}; wanted a whole number of at least {least}")
 
     @property
     def halo(self) -> int:
@@ -125,13 +128,18 @@ class ModelSpec:
         self._check_quantizer()
 
     def _check_types(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise SpecError(f"model name is {self.name!r}; wanted a non-empty string")
+        if not isinstance(self.name, str) or not self.name.isprintable() or not 1 <= len(self.name) <= MAX_NAME:
+            raise SpecError(f"model name is {shown(self.name)}; wanted 1 to {MAX_NAME} printable characters")
+        if len(self.widths) > MAX_STAGES:
+            raise SpecError(f"{self.name}: {len(self.widths)} stages; wanted at most {MAX_STAGES}")
         numbers = {"groups": self.groups, "codebook_size": self.codebook_size, "latent_channels": self.latent_channels}
         numbers |= {f"widths[{i}]": width for i, width in enumerate(self.widths)}
         for name, value in numbers.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SpecError(f"{self.name}: {name} is {value!r}; wanted a whole number of at least 1")
+                raise SpecError(f"{self.name}: {name} is {shown(value)}; wanted a whole number of at least 1")
+            most = MAX_GROUPS * MAX_CODES_PER_GROUP if name == "codebook_size" else MAX_WIDTH
+            if value > most:
+                raise SpecError(f"{self.name}: {name} is {shown(value)}; wanted at most {most}")
 
     def _check_stages(self) -> None:
         stages = len(self.widths)
@@ -147,11 +155,13 @@ class ModelSpec:
             )
         for field in ("encoder_depths", "decoder_depths"):
             for stage, depth in enumerate(getattr(self, field)):
-                if not isinstance(depth, int) or isinstance(depth, bool) or depth < (stage > 0):
-                    raise SpecError(f"{self.name}: {field}[{stage}] is {depth!r}; wanted at least {int(stage > 0)}")
+                if not isinstance(depth, int) or isinstance(depth, bool) or not (stage > 0) <= depth <= MAX_DEPTH:
+                    raise SpecError(
+                        f"{self.name}: {field}[{stage}] is {shown(depth)}; wanted {int(stage > 0)} to {MAX_DEPTH} blocks"
+                    )
         for stage, kind in enumerate(self.blocks):
             if kind not in ("res", "evit"):
-                raise SpecError(f"{self.name}: blocks[{stage}] is {kind!r}; choose res or evit")
+                raise SpecError(f"{self.name}: blocks[{stage}] is {shown(kind)}; choose res or evit")
             if kind == "res" and "evit" in self.blocks[:stage]:
                 raise SpecError(
                     f"{self.name}: stage {stage} is res after an evit stage; wanted all res stages before all evit stages"
@@ -250,7 +260,7 @@ class ModelSpec:
         cls.check_keys(values)
         for name in ("widths", "encoder_depths", "decoder_depths", "blocks"):
             if not isinstance(values[name], (list, tuple)):
-                raise SpecError(f"model spec: {name} is {values[name]!r}; wanted a list with one entry per stage")
+                raise SpecError(f"model spec: {name} is {shown(values[name])}; wanted a list with one entry per stage")
         return cls(**values)
 
     @classmethod
@@ -259,34 +269,30 @@ class ModelSpec:
         if not isinstance(values, Mapping):
             raise SpecError(f"model spec is a {type(values).__name__}; wanted an object with the keys of ModelSpec")
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(fields))
+        unknown = shown(", ".join(sorted(str(name) for name in set(values) - set(fields))), 200, quoted=False)
         missing = sorted(name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values)
         if unknown or missing:
             raise SpecError(
-                f"model spec has unknown keys {unknown} and lacks {missing}; wanted exactly {', '.join(fields)} (latent_channels optional)"
+                f"model spec has unknown keys [{shown(', '.join(unknown), 200, quoted=False)}] and lacks {missing}; wanted exactly {', '.join(fields)} (latent_channels optional)"
             )
 
     @classmethod
     def from_file(cls, path: str | Path) -> ModelSpec:
         """The spec in a JSON or YAML file. Raises :class:`SpecError` when it cannot be read."""
-        path = Path(path)
+        source = JsonSource(str(path), "give a spec as ModelSpec.to_dict has it", SpecError, max_bytes=_MAX_FILE_BYTES)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"cannot read model spec {path}: {error}") from error
-        try:
-            if path.suffix.lower() in (".yaml", ".yml"):
-                import yaml  # rarely needed: keeps `import mgvq_export` light
+            data = read_bounded(path, source.max_bytes)
+        except InputError as error:
+            raise SpecError(str(error)) from error
+        if Path(path).suffix.lower() not in (".yaml", ".yml"):
+            return cls.from_dict(parse_json(data, source))
+        import yaml  # rarely needed: keeps `import mgvq_export` light
 
-                values = yaml.safe_load(text)
-            else:
-                values = json.loads(text)
-        except ValueError as error:
-            raise SpecError(f"{path} is no valid JSON: {error}") from error
-        except Exception as error:  # yaml.YAMLError, without importing yaml for JSON users
-            if type(error).__module__.split(".")[0] != "yaml":
-                raise
-            raise SpecError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+        try:
+            values = yaml.safe_load(data)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: impossible dates
+            source.fail(f"is no valid YAML: {shown(' '.join(str(error).split()), 200, quoted=False)}", error)
+        check_plain(values, source)
         return cls.from_dict(values)
 
 
@@ -329,7 +335,7 @@ def variant(name: str) -> ModelSpec:
     try:
         return VARIANTS[name]
     except KeyError:
-        raise SpecError(f"no model {name!r}; choose {', '.join(VARIANTS)}") from None
+        raise SpecError(f"no model {shown(name)}; choose {', '.join(VARIANTS)}") from None
 
 
 def group_counts(groups: int) -> tuple[int, ...]:

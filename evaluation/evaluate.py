@@ -23,7 +23,7 @@ import numpy as np
 
 from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.core.files import PathLike, unreadable
-from mgvq_export.core.tokens import pack_codes
+from mgvq_export.core.token_files import pack_codes
 from mgvq_export.evaluation.datasets import Dataset, Item
 from mgvq_export.evaluation.figures import mean_squared_error, ssim
 from mgvq_export.evaluation.journal import Journal

@@ -17,7 +17,7 @@ from mgvq_export.core.bundle import package_version
 from mgvq_export.core.files import PathLike, atomic_path, atomic_write_bytes
 from mgvq_export.core.json_files import to_json
 from mgvq_export.core.spec import ModelSpec
-from mgvq_export.core.tokens import unpack_codes
+from mgvq_export.core.token_files import unpack_codes
 from mgvq_export.evaluation.datasets import Dataset, Item
 from mgvq_export.evaluation.figures import entropy_bits, frechet_distance, moments, psnr_of
 from mgvq_export.evaluation.journal import Journal, Record

@@ -54,7 +54,7 @@ GOOD = variant("mgvq-f16c32-g8").to_dict()
         ({"blocks": ["res", "res", "vit", "evit", "evit"]}, "choose res or evit"),
         ({"latent_channels": 48, "groups": 8}, "1024 is no multiple of latent_channels 48"),
         ({"widths": 3}, "widths is 3"),
-        ({"surprise": 1}, r"unknown keys \['surprise'\]"),
+        ({"surprise": 1}, r"unknown keys \[surprise\]"),
     ],
 )
 def test_contradictions(change: dict, match: str) -> None:

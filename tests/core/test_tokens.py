@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from mgvq_export.core import tokens as tokens_module
+from mgvq_export.core import token_files
 from mgvq_export.core.errors import InputError, TokensError
 from mgvq_export.core.spec import VARIANTS
-from mgvq_export.core.tokens import Tokens, pack_codes, unpack_codes
+from mgvq_export.core.token_files import pack_codes, unpack_codes
+from mgvq_export.core.tokens import Tokens
 
 SHA = "0123456789abcdef" * 4
 
@@ -249,7 +250,7 @@ def resave(path, tensors=None, **changes):
     header = path.read_bytes()
     metadata = json.loads(header[8 : 8 + struct.unpack("<Q", header[:8])[0]])["__metadata__"]
     metadata = {key: value for key, value in (metadata | changes).items() if value is not None}
-    metadata["checksum"] = tokens_module._checksum(metadata, next(iter(stored.values())))
+    metadata["checksum"] = token_files._checksum(metadata, next(iter(stored.values())))
     save_file(stored, path, metadata)
 
 
@@ -391,3 +392,23 @@ def test_import_is_light():
     script = "import mgvq_export.core.tokens, sys; print([m for m in ('safetensors', 'torch', 'PIL') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/")
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "again",
+    [lambda tokens: pickle.loads(pickle.dumps(tokens)), copy.copy, copy.deepcopy],
+    ids=["pickle", "copy", "deepcopy"],
+)
+def test_copies_are_read_only_and_equal(again, tmp_path: Path) -> None:
+    found = again(TOKENS)
+    assert found == TOKENS and not found.codes.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        found.codes[0, 0, 0] = 1
+    found.save(tmp_path / "a.safetensors")
+    assert Tokens.load(tmp_path / "a.safetensors") == TOKENS
+
+
+def test_a_pickle_with_wrong_codes_is_refused() -> None:
+    make, fields = TOKENS.__reduce__()
+    with pytest.raises(TokensError, match="largest code"):
+        make(np.full_like(fields[0], TOKENS.codes_per_group), *fields[1:])
