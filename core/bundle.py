@@ -214,9 +214,10 @@ def _manifest_values(path: Path) -> dict[str, Any]:
         what = "is not a bundle: it has no manifest.json" if path.is_dir() else "does not exist"
         raise BundleError(f"{path} {what}; make one with: mgvq-export export CHECKPOINT -o {path}")
     try:
-        return read_json(path / MANIFEST, _source(path))
+        values: dict[str, Any] = read_json(path / MANIFEST, _source(path))
     except InputError as error:
         raise BundleError(f"{error}; export the bundle again") from error
+    return values
 
 
 def file_entry(root: Path, name: str) -> FileEntry:

@@ -207,12 +207,12 @@ class ModelSpec:
     @property
     def downsample(self) -> int:
         """Image pixels per latent cell, along each axis (f)."""
-        return 2 ** (len(self.widths) - 1)
+        return 1 << (len(self.widths) - 1)
 
     @property
     def trunk_stride(self) -> int:
         """Image pixels per cell of the trunk's feature map, along each axis (8 for all released variants)."""
-        return 2**self.head_stage
+        return 1 << self.head_stage
 
     @property
     def trunk_channels(self) -> int:
@@ -273,7 +273,7 @@ class ModelSpec:
         missing = sorted(name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values)
         if unknown or missing:
             raise SpecError(
-                f"model spec has unknown keys [{shown(', '.join(unknown), 200, quoted=False)}] and lacks {missing}; wanted exactly {', '.join(fields)} (latent_channels optional)"
+                f"model spec has unknown keys [{unknown}] and lacks {missing}; wanted exactly {', '.join(fields)} (latent_channels optional)"
             )
 
     @classmethod
@@ -298,7 +298,7 @@ class ModelSpec:
 
 def stride(spec: ModelSpec, value: str) -> int:
     """Image pixels per pixel of a value's map, along each axis."""
-    strides = {"image": 1, "inner_features": 2 ** (spec.inner_stage or 0), "features": spec.trunk_stride}
+    strides = {"image": 1, "inner_features": 1 << (spec.inner_stage or 0), "features": spec.trunk_stride}
     return strides.get(value, spec.downsample)
 
 

@@ -23,6 +23,8 @@ from numba.extending import intrinsic
 from mgvq_export.core.processors import usable_cpus
 from mgvq_export.ops.contract import check_inputs
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
 BLOCK = 64  # rows; 32 and 128 were slower for both released codebook shapes
 TILE = 4  # positions scored together; the kernel spells the four out, since numba keeps arrays out of registers
 TASK_SLICES = 4096  # slices below which a second thread does not pay
@@ -33,10 +35,10 @@ LOWEST = np.float32(np.finfo(np.float32).min)
 LARGEST = np.float32(np.finfo(np.float32).max)
 
 
-def _declare_larger(typing_context, a, b):
+def _declare_larger(typing_context: object, a: object, b: object) -> tuple[Any, Callable[..., Any]]:
     """The larger of two float32. Python's own max or comparison compiles to a select that LLVM does not vectorise."""
 
-    def generate(context, builder, signature, arguments):
+    def generate(context: object, builder: Any, signature: object, arguments: Any) -> Any:
         kind = ir.FloatType()
         maximum = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
         return builder.call(maximum, arguments, fastmath=("nnan", "nsz"))
@@ -51,7 +53,7 @@ def _compile(dim: int, cache: bool) -> Callable[..., None]:
     """``scan`` for groups of ``dim`` channels: a constant, so that LLVM unrolls the sum over channels."""
 
     @numba.njit(nogil=True, cache=cache, fastmath=FAST_MATH, error_model="numpy")
-    def scan(latent, rows, last_code, codes, first, last):
+    def scan(latent: Array, rows: Array, last_code: int, codes: Array, first: int, last: int) -> None:
         area = latent.shape[2]
         groups, blocks = rows.shape[:2]
         x = np.empty((4, dim), np.float32)
@@ -119,7 +121,7 @@ def _kernel(dim: int) -> Callable[..., None]:
         return _compile(dim, cache=False)
 
 
-def _pack(codebook: np.ndarray) -> np.ndarray:
+def _pack(codebook: Array) -> Array:
     """float32 [G, blocks, d, BLOCK]. The last block is filled with row 0, which as a later duplicate never wins."""
     groups, codes, dim = codebook.shape
     blocks = -(-codes // BLOCK)
@@ -154,7 +156,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork (data loader workers)
 
 
-def grouped_argmin(latent: np.ndarray, codebook: np.ndarray, *, threads: int | None = None) -> np.ndarray:
+def grouped_argmin(latent: Array, codebook: Array, *, threads: int | None = None) -> Array:
     """Codes int32 [B, G, h, w], as :func:`mgvq_export.ops.contract.grouped_argmin`, fast.
 
     ``threads`` is how many pieces the positions are cut into (default: that of :func:`limited_threads`, else one per usable core). The pieces run on a pool of

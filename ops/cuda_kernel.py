@@ -7,8 +7,11 @@ Python bindings (``cuda-bindings``, ``nvidia-cuda-nvrtc``) are needed to compile
 import functools
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
 
 from mgvq_export.core.errors import BackendError, InputError
 
@@ -74,17 +77,17 @@ def kernel_source_sha256() -> str:
     return digest.hexdigest()
 
 
-def _nvrtc():
+def _nvrtc() -> ModuleType:
     try:
         from cuda.bindings import nvrtc
     except ImportError as error:
         raise BackendError(
             f"compiling the GPU kernel needs cuda-bindings ({error}): pip install 'mgvq-export[tensorrt]'"
         ) from None
-    return nvrtc
+    return cast(ModuleType, nvrtc)
 
 
-def _checked(result, what: str):
+def _checked(result: Any, what: str) -> Any:
     """The values of a bindings call ``(error, *values)``; raises BackendError naming the call."""
     error, *values = result
     if int(error) != 0:
@@ -96,7 +99,8 @@ def nvrtc_version() -> tuple[int, int]:
     """(major, minor) of the NVRTC in use. Raises BackendError when it is not installed."""
     nvrtc = _nvrtc()
     try:
-        return _checked(nvrtc.nvrtcVersion(), "nvrtcVersion")
+        major, minor = _checked(nvrtc.nvrtcVersion(), "nvrtcVersion")
+        return int(major), int(minor)
     except RuntimeError as error:  # the bindings find the library at the first call
         raise BackendError(
             f"compiling the GPU kernel needs NVRTC ({str(error).splitlines()[0]}): pip install nvidia-cuda-nvrtc"
@@ -124,7 +128,7 @@ def _compile(target: str, *, extra_options: tuple[str, ...] = ()) -> tuple[bytes
         nvrtc.nvrtcDestroyProgram(program)
 
 
-def _text(size_call, read_call, program) -> bytes:
+def _text(size_call: Callable[..., Any], read_call: Callable[..., Any], program: object) -> bytes:
     buffer = bytes(_checked(size_call(program), size_call.__name__))
     _checked(read_call(program, buffer), read_call.__name__)
     return buffer

@@ -35,7 +35,7 @@ def _library_path() -> str:
                 outputs=[PyCustomOpDef.dt_int32],
             )
             _operators.append(declare(grouped_argmin))
-    return extensions.get_library_path()
+    return str(extensions.get_library_path())
 
 
 def register_ort_kernels(session_options: "onnxruntime.SessionOptions") -> None:

@@ -12,7 +12,7 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from mgvq_export.core.errors import BackendError
 
@@ -110,7 +110,7 @@ def import_cudart() -> ModuleType:
         from cuda.bindings import runtime as cudart
     except ImportError as error:
         raise BackendError(f"TensorRT engines need cuda-bindings ({error}): {_INSTALL}") from None
-    return cudart
+    return cast(ModuleType, cudart)
 
 
 def find_gpu() -> tuple[str, str]:
@@ -168,7 +168,7 @@ def process_logger(trt: Any) -> Any:
     Its ``activation_bytes`` is the device memory that the last engine built needs for activations; None: TensorRT did not say.
     """
 
-    class Messages(trt.ILogger):
+    class Messages(trt.ILogger):  # type: ignore[misc]  # TensorRT has no types here
         """Keeps TensorRT's errors, which say why it gave nothing, and the memory that it plans."""
 
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from mgvq_export.core.errors import BackendError
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
@@ -59,7 +59,7 @@ def _import_plugins(trt: Any) -> ModuleType:
     except ImportError as error:
         reason = f"its module tensorrt.plugin does not load: {error}"
         raise BackendError(f"TensorRT {trt.__version__} is not usable ({reason}); install its Python package again") from None
-    return trtp
+    return cast(ModuleType, trtp)
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def test_token_files(suffix: str, tmp_path: Path) -> None:
     ("name", "text"),
     [
         ("deep.yaml", "[" * 5000),
-        ("bomb.yaml", "a: &a [x, x, x]\n" + "\n".join(f"{c}: &{c} [{', '.join(['*' + p] * 40)}]" for p, c in zip("abcdef", "bcdefg"))),
+        ("bomb.yaml", "a: &a [x]\n" + "\n".join(f"{c}: &{c} [{', '.join(40 * ['*' + chr(ord(c) - 1)])}]" for c in "bcdefg")),
         ("blocks.json", json.dumps(VARIANTS["mgvq-f8c32-g4"].to_dict() | {"encoder_depths": [0, 10**9, 8, 2]})),
         ("stages.json", json.dumps(VARIANTS["mgvq-f8c32-g4"].to_dict() | {"widths": [128] * 40_000})),
         ("wide.json", json.dumps(VARIANTS["mgvq-f8c32-g4"].to_dict() | {"widths": [128, 256, 512, 2**40]})),
