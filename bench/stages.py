@@ -40,6 +40,10 @@ class TimedSessions:
             self._timed[part] = _TimedSession(self._sessions[part], str(part), self)
         return self._timed[part]
 
+    def rest(self, part: Part) -> None:
+        """Give back the working memory that a part kept."""
+        self._sessions.rest(part)
+
     def drop(self, part: Part) -> None:
         """Forget a loaded graph."""
         self._timed.pop(part, None)
@@ -86,6 +90,9 @@ class _NoSessions:
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: list[str] | None = None) -> list[np.ndarray]:
         return []
+
+    def rest(self, part: Part) -> None:
+        pass
 
     def drop(self, part: Part) -> None:
         pass

@@ -12,7 +12,7 @@ from mgvq_export.core.errors import InputError
 from mgvq_export.core.types import TILINGS
 from mgvq_export.core.units import Size, parse_size
 
-BACKENDS = ("auto", "ort-cpu", "ort-cuda", "tensorrt")
+BACKENDS = ("auto", "ort-cpu", "openvino", "ort-cuda", "tensorrt")
 PARTS = (
     *("encoder", "encoder_trunk", "encoder_trunk_fine", "encoder_trunk_coarse", "encoder_head"),
     *("quantizer", "dequantizer"),
@@ -100,8 +100,15 @@ TILE = click.option("--tile", type=TileType(), help="Size of the windows in pixe
 #: How images are run: what :func:`tokenizer_options` takes out of a command's options.
 RUN_OPTIONS: Sequence[Any] = (
     click.option("--backend", type=OneOf(BACKENDS), default="auto", show_default=True, help="What runs the graphs."),
-    click.option("--precision", help="fp32, fp16, or a plan's name. [default: fp32 if the bundle has it]"),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one operator. [default: all cores]"),
+    click.option(
+        "--precision",
+        help="fp32, fp16, or a plan's name; with openvino also bf16 (decoder) and bf16-all. [default: fp32 if the bundle has it]",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        help="CPU threads that the graphs of one image run on. [default: all that this process may use]",
+    ),
     click.option(
         "--tiling", type=OneOf(TILINGS), default="auto", show_default=True, help="blend changes codes; it is there to compare."
     ),

@@ -52,6 +52,9 @@ class GraphRunner(Protocol):
     def drop(self, part: Part) -> None:
         """Forget a loaded graph, so that its memory can be returned."""
 
+    def rest(self, part: Part) -> None:
+        """Give back the working memory that a part kept for its next run, if it did."""
+
     def close(self) -> None:
         """Forget all loaded graphs; they are loaded again when used again."""
 
@@ -143,6 +146,7 @@ class Entry:
 #: From the one that runs everywhere to the fastest: ``auto`` takes the last that can run.
 BACKENDS: dict[str, Entry] = {
     "ort-cpu": Entry("mgvq_export.runtime.ort.backend"),
+    "openvino": Entry("mgvq_export.runtime.openvino.backend", {"bf16": "fp32", "bf16-all": "fp32"}),
     "ort-cuda": Entry("mgvq_export.runtime.ort.backend"),
     "tensorrt": Entry("mgvq_export.runtime.tensorrt.backend"),
 }

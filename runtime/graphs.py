@@ -36,6 +36,10 @@ class LazyGraphs(ABC, Generic[S]):
                 found = self._loaded[part]
         return found
 
+    @abstractmethod
+    def rest(self, part: Part) -> None:
+        """Give back a part's working memory; its next run takes it again."""
+
     def drop(self, part: Part) -> None:
         """Drop one session, if loaded, and its memory."""
         self._loaded.pop(part, None)

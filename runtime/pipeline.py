@@ -6,22 +6,24 @@ batch of windows. Stopping between windows (an exception from ``progress``, Ctrl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
 from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.errors import InputError
 from mgvq_export.core.spec import TRUNKS, Part
 from mgvq_export.core.units import Size
 from mgvq_export.runtime.backend import Array, GraphRunner, Progress, silent
 from mgvq_export.runtime.images import to_float, to_uint8
 from mgvq_export.runtime.tiling import blend
 from mgvq_export.runtime.tiling.costs import CostModel
-from mgvq_export.runtime.tiling.memory import default_limit, resident_bytes
+from mgvq_export.runtime.tiling.memory import resident_bytes
 from mgvq_export.runtime.tiling.planner import Planner
-from mgvq_export.runtime.tiling.request import Tiling
+from mgvq_export.runtime.tiling.request import Tiling, default_limit
 from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan, Window
 
 #: The input batch of some windows of a plan, in a dtype.
@@ -65,15 +67,29 @@ class HostBackend:
 
     def plan_encode(self, size: Size) -> TrunkPlan:
         """How an image of ``size`` is encoded. Raises :class:`InputError` when it cannot be under the memory limit."""
-        planner = self._planner(Part.ENCODER_TRUNK, Part.ENCODER_HEAD, Part.QUANTIZER)
-        return self._ready(planner.encode(size), Part.ENCODER_TRUNK)
+        parts = (Part.ENCODER_TRUNK, Part.ENCODER_HEAD, Part.QUANTIZER)
+        return self._plan(parts, lambda planner: planner.encode(size))
 
     def plan_decode(self, size: Size) -> TrunkPlan:
         """How an image of ``size`` is decoded. Raises :class:`InputError` when it cannot be under the memory limit."""
-        planner = self._planner(Part.DECODER_TRUNK, Part.DECODER_HEAD, Part.DEQUANTIZER)
-        return self._ready(planner.decode(size), Part.DECODER_TRUNK)
+        parts = (Part.DECODER_TRUNK, Part.DECODER_HEAD, Part.DEQUANTIZER)
+        return self._plan(parts, lambda planner: planner.decode(size))
 
-    def _planner(self, *parts: Part) -> Planner:
+    def _plan(self, parts: tuple[Part, ...], find: Callable[[Planner], TrunkPlan]) -> TrunkPlan:
+        """``find``'s plan; when memory is short, after giving back what earlier runs have kept."""
+        plan: TrunkPlan | None = None
+        with contextlib.suppress(InputError):  # raised below, if it is so with all memory given back
+            plan = find(self._planner(parts))
+        if (plan is None or plan.total > 1) and self.tiling.limit is None and self.tiling.mode == "auto":
+            for part in Part:
+                self.graphs.rest(part)
+            plan = None
+        plan = plan or find(self._planner(parts))
+        if len(plan.steps) > 1:  # the two halves bring the same weights again
+            self.graphs.drop(parts[0])
+        return plan
+
+    def _planner(self, parts: tuple[Part, ...]) -> Planner:
         for part in parts:  # their weights are then part of what the process is seen to hold
             self.graphs[part]
         limit, base = self.tiling.limit, resident_bytes()
@@ -81,11 +97,6 @@ class HostBackend:
             limit = default_limit()
         reaches = {part: self.bundle.reach(part) for part in TRUNKS if self.bundle.has_part(part)}
         return Planner(self.bundle.spec, reaches, base, limit, tiling=self.tiling.mode, tile=self.tiling.tile, model=self.model)
-
-    def _ready(self, plan: TrunkPlan, trunk: Part) -> TrunkPlan:
-        if len(plan.steps) > 1:  # the two halves bring the same weights again
-            self.graphs.drop(trunk)
-        return plan
 
     # ---- batches
 
@@ -130,21 +141,33 @@ class HostBackend:
         for index, image in enumerate(images):
             to_float(image, batch[index : index + 1])
         (features,) = trunk.run({name: batch})
-        (latents,) = self.graphs[Part.ENCODER_HEAD].run({"features": features})
+        self._done(Part.ENCODER_TRUNK)
+        (latents,) = self._whole(Part.ENCODER_HEAD, {"features": features})
         return latents
 
     def _quantize(self, latents: Array) -> Array:
         """Latents [B, G*d, h, w] -> codes int32 [B, G, h, w]."""
-        (codes,) = self.graphs[Part.QUANTIZER].run({"latent": latents}, ["codes"])
+        (codes,) = self._whole(Part.QUANTIZER, {"latent": latents}, ["codes"])
         return codes
 
     def _decode_together(self, codes: Sequence[Array], groups: int) -> list[Array]:
         """Codes of one size, in one run of every graph."""
         feeds: dict[str, Array] = {"codes": np.stack(codes).astype(np.int32), "groups": np.array(groups, np.int64)}
-        (quantized,) = self.graphs[Part.DEQUANTIZER].run(feeds)
-        (features,) = self.graphs[Part.DECODER_HEAD].run({"quantized": quantized})
-        (pixels,) = self.graphs[Part.DECODER_TRUNK].run({"features": features})
+        (quantized,) = self._whole(Part.DEQUANTIZER, feeds)
+        (features,) = self._whole(Part.DECODER_HEAD, {"quantized": quantized})
+        (pixels,) = self._whole(Part.DECODER_TRUNK, {"features": features})
         return [to_uint8(image) for image in pixels]
+
+    def _whole(self, part: Part, feeds: Mapping[str, Array], outputs: list[str] | None = None) -> list[Array]:
+        """One run of a part over whole maps."""
+        found = self.graphs[part].run(feeds, outputs)
+        self._done(part)
+        return found
+
+    def _done(self, part: Part) -> None:
+        """A part has finished an image: under a memory limit, what the next part takes must find room."""
+        if self.tiling.limit is not None:
+            self.graphs.rest(part)
 
     # ---- one image
 
@@ -157,7 +180,7 @@ class HostBackend:
     def latent(self, image: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """uint8 [H, W, 3] -> latent [1, G*d, H/f, W/f] in the graphs' float type."""
         features = self.encode_trunk(image, plan, progress)
-        (latent,) = self.graphs[Part.ENCODER_HEAD].run({"features": features})
+        (latent,) = self._whole(Part.ENCODER_HEAD, {"features": features})
         return latent
 
     def encode_trunk(self, image: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
@@ -194,18 +217,19 @@ class HostBackend:
         for windows in plan.batches():
             store(windows, session.run({name: load(windows, plan, dtype)})[0])
             steps.add(len(windows))
+        self._done(part)
 
     def decode(self, codes: Array, groups: int, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """Codes [G, h, w] -> uint8 [h*f, w*f, 3], from the first ``groups`` groups."""
         feeds: dict[str, Array] = {"codes": codes[None].astype(np.int32), "groups": np.array(groups, np.int64)}
-        (quantized,) = self.graphs[Part.DEQUANTIZER].run(feeds)
+        (quantized,) = self._whole(Part.DEQUANTIZER, feeds)
         return self.reconstruct(quantized, plan, progress)
 
     def reconstruct(self, quantized: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """Quantized latent [1, G*d, h, w] -> uint8 [h*f, w*f, 3]."""
         if plan.mode == "blend":
             return blend.reconstruct(self.graphs, quantized, plan.steps[0][1], progress)
-        (features,) = self.graphs[Part.DECODER_HEAD].run({"quantized": quantized})
+        (features,) = self._whole(Part.DECODER_HEAD, {"quantized": quantized})
         return self.decode_trunk(features, plan, progress)
 
     def decode_trunk(self, features: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
@@ -249,3 +273,8 @@ def _load_map(values: Array, windows: tuple[Window, ...], plan: TilePlan, dtype:
     if len(plan.windows) == 1:
         return values
     return np.concatenate([values[(slice(None), slice(None), *window.source)] for window in windows]).astype(dtype, copy=False)
+
+
+def default_precision(bundle: Bundle) -> str:
+    """The precision to run when none is asked for: fp32 if the bundle has it, else its first."""
+    return "fp32" if "fp32" in bundle.precisions else bundle.precisions[0]

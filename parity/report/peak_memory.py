@@ -1,6 +1,6 @@
 """Predicted against measured peak memory, each plan in a process of its own: what else this one holds would be counted too.
 
-The process runs :func:`main` with the arguments BUNDLE PRECISION HEIGHT WIDTH whole|tiled and prints one JSON row per direction.
+The process runs :func:`main` with the arguments BUNDLE BACKEND PRECISION HEIGHT WIDTH whole|tiled and prints one JSON row per direction.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mgvq_export.runtime.tiling.memory import forget_peak, peak_bytes, resident_
 from mgvq_export.runtime.tiling.windows import TrunkPlan
 from mgvq_export.runtime.tokenizer import Tokenizer
 
+HOST_BACKENDS = ("ort-cpu", "openvino")  # those that work in the host's memory
 _PLENTY = 2**62  # a limit that every plan keeps; one has to be given for freed memory to be returned
 _SHARES = (1 / 2, 2 / 3, 3 / 4, 9 / 10)  # of what one window takes beside the loaded graphs
 _SMALL = 64  # pixels a side of the image coded first
@@ -40,11 +41,13 @@ def measure_peaks(
         BackendError: the backend's memory is not this process's, or the system does not tell a process's peak.
         InputError: no plan fits.
     """
-    if backend != "ort-cpu":
-        raise BackendError(f"the memory of {backend} lies on the GPU; plans are held against measurements for ort-cpu only")
+    if backend not in HOST_BACKENDS:
+        raise BackendError(
+            f"the memory of {backend} lies on the GPU; plans are held against measurements for {' and '.join(HOST_BACKENDS)} only"
+        )
     if not forget_peak():
         raise BackendError("this system does not tell a process's peak memory; Linux does")
-    arguments = (bundle.path.resolve(), precision, *size, "tiled" if tiled else "whole")
+    arguments = (bundle.path.resolve(), backend, precision, *size, "tiled" if tiled else "whole")
     command = python_command("mgvq_export.parity.report.peak_memory", *map(str, arguments))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -53,11 +56,11 @@ def measure_peaks(
     return [MemoryRow(**{**row, "size": tuple(row["size"])}) for row in rows]
 
 
-def run(bundle: Path, precision: str, size: tuple[int, int], *, tiled: bool) -> Iterator[MemoryRow]:
+def run(bundle: Path, backend: str, precision: str, size: tuple[int, int], *, tiled: bool) -> Iterator[MemoryRow]:
     """Encode and decode noise; what was predicted and what this process reached."""
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     small = np.ascontiguousarray(noise[:_SMALL, :_SMALL])
-    options: Any = {"backend": "ort-cpu", "precision": precision, "memory_limit": _PLENTY}
+    options: Any = {"backend": backend, "precision": precision, "memory_limit": _PLENTY}
     with Tokenizer.open(bundle, **options) as tokenizer:
         first = tokenizer.encode(small)
         plan, limit = _plan(tokenizer, lambda some: some.encode_plan(*size), tiled)
@@ -87,9 +90,9 @@ def _plan(tokenizer: Tokenizer, find: Callable[[Tokenizer], TrunkPlan], tiled: b
 
 def main() -> None:
     """The command line; see the module's description."""
-    bundle, precision, height, width, mode = sys.argv[1:]
+    bundle, backend, precision, height, width, mode = sys.argv[1:]
     try:
-        for row in run(Path(bundle), precision, (int(height), int(width)), tiled=mode == "tiled"):
+        for row in run(Path(bundle), backend, precision, (int(height), int(width)), tiled=mode == "tiled"):
             print(json.dumps(asdict(row)), flush=True)
     except MgvqError as error:
         sys.exit(str(error))

@@ -6,14 +6,18 @@ from pathlib import Path
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError
+from mgvq_export.core.processors import usable_cpus
 from mgvq_export.core.spec import Part
 from mgvq_export.runtime.backend import GraphRunner, RunOptions
 from mgvq_export.runtime.ort.sessions import OrtGraphs, check_provider
-from mgvq_export.runtime.pipeline import HostBackend
+from mgvq_export.runtime.pipeline import HostBackend, default_precision
 from mgvq_export.runtime.tiling.costs import CostModel, Speed
 from mgvq_export.runtime.tiling.memory import return_freed_memory
 
 _GPU_BATCHES = (1, 2, 4, 8)
+
+#: On the CPU with its arena, which keeps freed memory for the next run: measured 1.7 to 1.85 times what runs without it take.
+_WITH_ARENA = CostModel(maps={"res": 5.4, "evit": 11.2})
 
 #: By backend and bytes of a number. The GPU's figures are unmeasured: of a data sheet's order, with some hundred kernels to launch in a run.
 COST_MODELS = {
@@ -42,16 +46,15 @@ def open_backend(name: str, bundle: Bundle, options: RunOptions, *, required: bo
         return None
     precision = options.precision or default_precision(bundle)
     bundle.graph(precision, Part.QUANTIZER)  # names the precisions it has when this one is missing
-    if options.tiling.limit is not None:
+    limited = options.tiling.limit is not None
+    if limited:
         return_freed_memory()
-    graphs: GraphRunner = OrtGraphs(bundle, precision, name, threads=options.threads)
+    keeps = on_host and not limited
+    threads = options.threads or usable_cpus()
+    graphs: GraphRunner = OrtGraphs(bundle, precision, name, threads=threads, keep_memory=keeps)
     if options.instrument:
         graphs = options.instrument(graphs)
     # ONNX Runtime's CPU kernels compute float16 graphs in float32 wherever they have no float16 form.
     itemsize = 4 if on_host or bundle.base(precision) != "fp16" else 2
-    return HostBackend(bundle, name, precision, graphs, options.tiling, COST_MODELS[name, itemsize], on_host)
-
-
-def default_precision(bundle: Bundle) -> str:
-    """fp32 if the bundle has it, else its first precision."""
-    return "fp32" if "fp32" in bundle.precisions else bundle.precisions[0]
+    model = _WITH_ARENA if keeps else COST_MODELS[name, itemsize]
+    return HostBackend(bundle, name, precision, graphs, options.tiling, model, on_host)

@@ -150,6 +150,11 @@ class OrtGraphs(LazyGraphs[OrtSession]):
         self.bundle, self.precision, self.backend = bundle, precision, backend
         self._threads, self._keep_memory = threads, keep_memory
 
+    def rest(self, part: Part) -> None:
+        """Give back a part's working memory: what a session has kept, it gives back only as a whole."""
+        if self._keep_memory:
+            self.drop(part)
+
     def _load(self, part: Part) -> OrtSession:
         path = self.bundle.graph_path(self.precision, part)
         fused = part is Part.QUANTIZER  # the only graph with the operator; the kernel's libraries take half a second to load

@@ -37,6 +37,8 @@ class CostModel:
     Attributes:
         itemsize: bytes of one number in the maps.
         maps: maps held at the worst moment in a stage, by the kind of its blocks.
+        decoder_maps: the same in the decoder; as in the encoder when None.
+        reserve_bytes: taken by the first run at a size, whatever the size.
         speed: of its runs.
         batches: how many windows may run together.
         together: pixels of small images that run together; more gains nothing.
@@ -44,6 +46,8 @@ class CostModel:
 
     itemsize: int = 4
     maps: Mapping[str, float] = field(default_factory=lambda: _MAPS)
+    decoder_maps: Mapping[str, float] | None = None
+    reserve_bytes: int = 0
     speed: Speed = Speed(5e10, 2e9, 2e-4)
     batches: tuple[int, ...] = (1,)
     together: int = 2**20
@@ -73,10 +77,8 @@ class Costs:
 
     def working_bytes(self, part: Part) -> float:
         """Peak bytes per image pixel inside ``part``, without its input."""
-        peaks = []
-        for stage in self.stages(part):
-            peaks.append(self.model.maps[self.spec.blocks[stage]] * self.map_bytes(stage))
-        return max(peaks)
+        maps = self.model.maps if str(part).startswith("encoder") else self.model.decoder_maps or self.model.maps
+        return max(maps[self.spec.blocks[stage]] * self.map_bytes(stage) for stage in self.stages(part))
 
     def work(self, part: Part) -> float:
         """Multiplications per image pixel in the convolutions of a trunk part."""

@@ -94,8 +94,8 @@ class Planner:
         most = max(1, self.model.together // (size[0] * size[1]))
         if self.limit is None:
             return most
-        each = whole.peak_bytes - self.base_bytes
-        free = self.limit / _HEADROOM - self.base_bytes
+        each = whole.peak_bytes - self.base_bytes - self.model.reserve_bytes
+        free = self.limit / _HEADROOM - self.base_bytes - self.model.reserve_bytes
         return max(1, min(most, int(free / each)))
 
     def _too_small(self, size: Size, least: int, how: str) -> InputError:
@@ -203,7 +203,7 @@ class Planner:
             if plan.count == 1 and encoder and len(steps) == 1:
                 held = image  # the only window's output is the map; the working set has it
             moments.append(held + into + costs.working_bytes(part) * area)
-        return int(self.base_bytes + max(moments))
+        return int(self.base_bytes + self.model.reserve_bytes + max(moments))
 
     def _input_bytes(self, part: Part) -> float:
         if part in (Part.ENCODER_TRUNK, Part.ENCODER_TRUNK_FINE):

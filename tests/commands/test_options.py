@@ -70,12 +70,21 @@ def test_usage_errors_are_one_line() -> None:
         "--pakced",
     )
     refused("Missing argument 'BUNDLE'; see mgvq-export encode --help", "encode")
-    refused("--backend is 'gpu'; choose auto, ort-cpu, ort-cuda, tensorrt", "encode", "b", "a.png", "-o", "x", "--backend", "gpu")
+    refused(
+        "--backend is 'gpu'; choose auto, ort-cpu, openvino, ort-cuda, tensorrt",
+        "encode",
+        "b",
+        "a.png",
+        "-o",
+        "x",
+        "--backend",
+        "gpu",
+    )
     refused("--only is 'netwrk'; choose network, precision", "verify", "b", "--only", "netwrk")
 
 
 def test_choices_are_in_the_help_and_in_completion() -> None:
-    assert "[auto|ort-cpu|ort-cuda|tensorrt]" in CliRunner().invoke(main, ["encode", "--help"]).output
+    assert "[auto|ort-cpu|openvino|ort-cuda|tensorrt]" in CliRunner().invoke(main, ["encode", "--help"]).output
     found = BashComplete(main, {}, "mgvq-export", "_X").get_completions(["encode", "--tiling"], "")
     assert [item.value for item in found] == list(options.TILINGS)
     found = BashComplete(main, {}, "mgvq-export", "_X").get_completions([], "")

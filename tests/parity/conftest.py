@@ -28,6 +28,16 @@ def waves(height: int, width: int) -> np.ndarray:
     return np.clip(127 + 90 * image + 20 * rng.standard_normal(image.shape), 0, 255).astype(np.uint8)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def onnx_runtime_is_the_cpu_backend():
+    """``auto`` takes ONNX Runtime on the CPU here, whether OpenVINO is installed or not: what is expected was made with it."""
+    from mgvq_export.runtime.backend import BACKENDS
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(BACKENDS, "openvino")
+        yield
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two images: one large enough for several windows, one with sides that f does not divide."""

@@ -38,6 +38,9 @@ class Recorder:
 
         return Recorded()
 
+    def rest(self, part):
+        self._graphs.rest(part)
+
     def drop(self, part):
         self._graphs.drop(part)
 
@@ -56,7 +59,8 @@ def test_batches_equal_single_calls(tiny_bundle: Bundle, images: list[np.ndarray
         for groups in (None, 1):
             decoded = tokenizer.decode_batch(tokens, groups=groups)
             for image, one in zip(decoded, tokens, strict=True):
-                assert np.array_equal(image, tokenizer.decode(one, groups=groups))
+                # ONNX Runtime sums a batch's means in another order, which can fall on the edge between two 8-bit values.
+                assert np.abs(image.astype(int) - tokenizer.decode(one, groups=groups)).max() <= 1
         assert tokenizer.encode_batch([]) == [] and tokenizer.decode_batch([]) == []
 
 
@@ -107,7 +111,9 @@ def test_tiled_batches_are_exact(tiny_bundle: Bundle) -> None:
         assert tokens == [tiled.encode(image) for image in images]
         whole = tiled.with_tiling("off")
         assert [whole.encode(image) for image in images] == tokens
-        assert all(np.array_equal(a, whole.decode(b)) for a, b in zip(tiled.decode_batch(tokens), tokens, strict=True))
+        assert all(
+            np.abs(a.astype(int) - whole.decode(b)).max() <= 1 for a, b in zip(tiled.decode_batch(tokens), tokens, strict=True)
+        )
 
 
 def test_refusals_name_the_place_and_run_nothing(tiny_bundle: Bundle, images: list[np.ndarray]) -> None:
