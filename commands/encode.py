@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     *FILE_OPTIONS,
     *RUN_OPTIONS,
     click.option("--packed", is_flag=True, help="Pack codes to their bits."),
+    click.option("--dry-run", is_flag=True, help="Only say how each image would run: windows, overhead, memory, time."),
     MAX_PIXELS,
 )
 def encode(
@@ -41,6 +42,7 @@ def encode(
     skip_existing: bool,
     force: bool,
     packed: bool,
+    dry_run: bool,
     max_pixels: int | None,
     as_json: bool,
     json_lines: bool,
@@ -58,6 +60,10 @@ def encode(
     jobs = find_jobs(images, output, IMAGE_SUFFIXES, ".safetensors", recursive=recursive)
     lines = Lines(as_json, json_lines=json_lines, output=output)
     with Tokenizer.open(bundle, **tokenizer_options(options)) as tokenizer:
+        if dry_run:
+            from mgvq_export.commands import dry_run as plans
+
+            return plans.dry_run(tokenizer, jobs, max_pixels, lines.machine_readable)
         run_files(jobs, _work(tokenizer, packed, max_pixels), lines, force=force, skip_existing=skip_existing)
 
 

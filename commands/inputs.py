@@ -11,7 +11,7 @@ from mgvq_export.core.errors import InputError
 
 #: Names of image files that are taken from a folder.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif")
-TOKEN_SUFFIXES = (".safetensors", ".npz")
+TOKEN_SUFFIXES = (".safetensors", ".npz", ".npy")
 
 STANDARD = Path("-")  # standard input, or output
 

@@ -13,6 +13,7 @@ from mgvq_export.core.types import TILINGS
 from mgvq_export.core.units import Size, parse_size
 
 BACKENDS = ("auto", "ort-cpu", "openvino", "ort-cuda", "tensorrt")
+LAYOUTS = ("ghw", "hwg")
 PARTS = (
     *("encoder", "encoder_trunk", "encoder_trunk_fine", "encoder_trunk_coarse", "encoder_head"),
     *("quantizer", "dequantizer"),

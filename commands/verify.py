@@ -23,6 +23,7 @@ CHECKS = ("network", "precision", "backend", "quantizer", "decoder", "graphs", "
     click.option(
         "--only", multiple=True, type=OneOf(CHECKS), metavar="CHECK", help=f"May be repeated: {', '.join(CHECKS)}. [default: all]"
     ),
+    click.option("--strict", is_flag=True, help="Fail when anything is skipped."),
     click.option("--bisect", is_flag=True, help="Also say at which nodes of the graphs differences arise."),
     click.option(
         "--report",

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from mgvq_export.core.errors import TokensError, shown
+from mgvq_export.core.errors import InputError, TokensError, shown
 from mgvq_export.core.files import PathLike
 from mgvq_export.core.spec import MAX_CODES_PER_GROUP, MAX_GROUPS, ModelSpec
 from mgvq_export.core.token_files import Codes, TokenDescription, code_bits, grid_of, read_tokens, write_tokens
+
+if TYPE_CHECKING:
+    from mgvq_export.core.bundle import Bundle
+
+#: Order of the dimensions of plain codes: groups, rows and columns.
+Layout = Literal["ghw", "hwg"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -86,6 +94,40 @@ class Tokens:
                 f"codes run from {codes.min()} to {codes.max()}; {spec.name} has codes 0 to {spec.codes_per_group - 1}"
             )
         return cls(codes.astype(np.uint16), image_size, spec.name, codebook_sha256, spec.codes_per_group, spec.downsample)
+
+    @classmethod
+    def from_codes(
+        cls, bundle: Bundle | PathLike, codes: np.ndarray, size: tuple[int, int] | None = None, *, layout: Layout = "ghw"
+    ) -> Tokens:
+        """Tokens of codes from elsewhere, such as a generator, for the model of ``bundle``.
+
+        Args:
+            codes: any integer type, [G, h, w], or [h, w, G] with ``layout="hwg"``.
+            size: (height, width) of the image in pixels; all that the codes cover when None.
+
+        Raises :class:`TokensError` when they contradict the model or the size, :class:`BundleError` when there is no bundle.
+        """
+        from mgvq_export.core.bundle import Bundle
+
+        if not isinstance(bundle, Bundle):
+            bundle = Bundle.open(bundle)
+        if layout not in LAYOUTS:
+            raise InputError(f"layout is {layout!r}; choose {', '.join(LAYOUTS)}")
+        codes = np.asarray(codes)
+        if codes.ndim != 3:
+            raise TokensError(f"codes have shape {list(codes.shape)}; wanted three dimensions, {' or '.join(LAYOUTS)}")
+        groups = bundle.spec.groups
+        if layout == "hwg":
+            codes = np.moveaxis(codes, 2, 0)
+        if codes.shape[0] != groups:
+            other = next(name for name in LAYOUTS if name != layout)
+            fits = codes.shape[2 if layout == "ghw" else 1] == groups
+            raise TokensError(
+                f"codes have {codes.shape[0]} groups; {bundle.spec.name} has {groups}"
+                + (f": choose the layout {other}" if fits else "")
+            )
+        f = bundle.spec.downsample
+        return cls.from_spec(bundle.spec, codes, size or (codes.shape[1] * f, codes.shape[2] * f), bundle.codebook_sha256)
 
     @property
     def groups(self) -> int:

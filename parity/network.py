@@ -18,8 +18,8 @@ def find_network(bundle: Bundle, checkpoint: str | Path | None = None) -> tuple[
     """The network that ``bundle`` was exported from, or None and the reason why there is none.
 
     Args:
-        checkpoint: as for ``load_checkpoint``; when None, the file the bundle was exported from, if it is still there (nothing
-            is downloaded).
+        checkpoint: as for ``load_checkpoint``; when None, the file the bundle was exported from, if it is still there, or lies in or
+            beside the bundle's folder (nothing is downloaded).
 
     Raises :class:`BundleError` when the checkpoint given belongs to another codebook, :class:`CheckpointError` when it
     cannot be read.
@@ -38,15 +38,24 @@ def find_network(bundle: Bundle, checkpoint: str | Path | None = None) -> tuple[
             )
         return network, ""
     name = source.name
-    if name != "demo" and not Path(name).is_file():
-        return None, f"the checkpoint {name!r} is not here; give it with --checkpoint"
-    try:
-        loaded = load_checkpoint(name, bundle.spec, weights=source.weights)
-    except MgvqError as error:
-        return None, f"the checkpoint cannot be used: {error}"
-    if loaded.sha256 != source.sha256:
-        return None, f"the checkpoint {name} has changed since the export; give the right one with --checkpoint"
-    return loaded.network(), ""
+    why = f"the checkpoint {name!r} is not here; give it with --checkpoint"
+    for candidate in [name] if name == "demo" else _places(bundle.path, name):
+        try:
+            loaded = load_checkpoint(candidate, bundle.spec, weights=source.weights)
+        except MgvqError as error:
+            why = f"the checkpoint cannot be used: {error}"
+            continue
+        if loaded.sha256 == source.sha256:
+            return loaded.network(), ""
+        why = f"the checkpoint {candidate} has changed since the export; give the right one with --checkpoint"
+    return None, why
+
+
+def _places(bundle: Path, name: str) -> list[str]:
+    """Where a file called ``name`` when the bundle was exported may be now: there, beside the bundle, or in it."""
+    folder = Path(bundle).absolute()
+    places = [Path(name), folder.parent / Path(name).name, folder / Path(name).name]
+    return [str(place) for place in dict.fromkeys(places) if place.is_file()]
 
 
 def run_latent(network: MGVQ, image: np.ndarray) -> np.ndarray:

@@ -67,10 +67,14 @@ class ParityReport:
     Attributes:
         checks: in the order asked.
         facts: what was verified: bundle, model, backend, images, seconds.
+        required: checks that must have a result: those asked for by name; with ``strict`` all, and every result of them.
+        strict: no result may be missing.
     """
 
     checks: list[CheckResult] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    strict: bool = False
 
     def extend(self, checks: Iterable[CheckResult]) -> None:
         """Add results."""
@@ -83,8 +87,20 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is above tolerance."""
-        return not self.failed
+        """Whether nothing is above tolerance, and nothing that was required is missing."""
+        return not self.failed and not self.missing
+
+    @property
+    def missing(self) -> list[str]:
+        """Why the report cannot pass although nothing is above tolerance: what was required and could not be checked."""
+        skipped = [f"{check.name} ({check.detail})" for check in self.checks if check.status == SKIPPED] if self.strict else []
+        for name in self.required:
+            results = [check for check in self.checks if check.name.split("/")[0] == name]
+            if results and all(check.status == SKIPPED for check in results) and not self.strict:
+                skipped.append(f"{name} ({results[0].detail})")
+            elif not results:
+                skipped.append(f"{name} (there is nothing to compare)")
+        return skipped
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -99,14 +115,20 @@ class ParityReport:
         return ("check", "value", "limit", "result", "detail"), rows
 
     def summary(self) -> str:
-        """``14 passed, 1 FAILED, 2 skipped``."""
+        """``14 passed, 1 FAILED, 2 skipped``; above it, if so, that the network was not compared, and why."""
         counts = [
             (sum(check.status == status for check in self.checks), status) for status in (PASSED, FAILED, REPORTED, SKIPPED)
         ]
-        return ", ".join(f"{count} {status}" for count, status in counts if count)
+        counted = ", ".join(f"{count} {status}" for count, status in counts if count)
+        network = [check for check in self.checks if check.name.split("/")[0] == "network"]
+        if network and all(check.status == SKIPPED for check in network):
+            return f"NOT compared with the PyTorch network: {network[0].detail}\n{counted}"
+        return counted
 
     def raise_if_failed(self) -> None:
-        """Raise :class:`CheckFailed`, naming every result above tolerance, if there is any."""
+        """Raise :class:`CheckFailed`, naming every result above tolerance and every required one that is missing, if there is any."""
+        if self.missing and not self.failed:
+            raise CheckFailed(f"not checked: {'; '.join(self.missing)}")
         if self.failed:
             named = "; ".join(
                 f"{check.name} is {format_value(check.value or 0)}, wanted {check.tolerance}" for check in self.failed

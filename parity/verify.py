@@ -37,6 +37,7 @@ def verify(
     backend: str = "auto",
     checkpoint: PathLike | None = None,
     only: Sequence[str] = (),
+    strict: bool = False,
     progress: Callable[[str, int], None] = lambda question, done: None,
     reports: Sequence[PathLike] = (),
 ) -> ParityReport:
@@ -47,7 +48,9 @@ def verify(
             check ``backend`` alone, as they run whole images only.
         checkpoint: what the bundle was exported from, when it is no longer where it was; checks that need the PyTorch
             network are skipped, with the reason, when there is none.
-        progress: called with each question, then each section of the reports, and the number of those done before it.
+        only: names of checks. One that cannot be made then fails.
+        strict: any check that is skipped fails.
+        progress: called with each check, then each section of the reports, and the number of those done before it.
         reports: files to write what was found to, ``.html`` (one page with pictures and charts), ``.md`` or ``.json``; failed
             checks are written too. They take a few runs more.
 
@@ -73,7 +76,7 @@ def verify(
             context.backend = tokenizer.backend
             if tokenizer.implementation.graphs is None:  # it runs whole images: single graphs are looked at on the CPU
                 context.backend, context.whole = "ort-cpu", tokenizer.backend
-        report = ParityReport()
+        report = ParityReport(required=tuple(only), strict=strict)
         for done, name in enumerate(asked):
             progress(name, done)
             report.extend(CHECKS[name](context))

@@ -230,7 +230,7 @@ class Tokenizer:
             got = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, np.ndarray) else type(tokens).__name__
             raise InputError(
                 f"{what} is {got}; wanted Tokens: make them of codes [G, h, w] with "
-                "Tokens.from_spec(tokenizer.spec, codes, (height, width), tokenizer.bundle.codebook_sha256)"
+                "Tokens.from_codes(tokenizer.bundle, codes, (height, width))"
             )
         tokens.check_model(self.spec, self.bundle.codebook_sha256)
 

@@ -201,3 +201,33 @@ def test_other_signals_end_it_like_ctrl_c(name: str, code: int, tmp_path: Path) 
     assert f"stopped by {name}; nothing half-written is left" in said
     assert not list(tmp_path.iterdir())
     process.stderr.close()
+
+
+def test_codes_of_a_generator_become_an_image(tiny_bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    succeed("encode", tiny_bundle.path, photos / "a.png", "-o", tmp_path, *CPU)
+    tokens = Tokens.load(tmp_path / "a.safetensors")
+    succeed("decode", tiny_bundle.path, tmp_path / "a.safetensors", "-o", tmp_path / "wanted", *CPU)
+    wanted = read_image(tmp_path / "wanted" / "a.png")
+    np.save(tmp_path / "codes.npy", np.moveaxis(tokens.codes, 0, 2).astype(np.int64))
+    words = ("decode", tiny_bundle.path, tmp_path / "codes.npy", "-o", tmp_path / "out", *CPU)
+    assert_refused(run(*words), f"{tmp_path / 'codes.npy'}: codes have 5 groups; tiny has 4: choose the layout hwg")
+    succeed(*words, "--layout", "hwg", "--size", "101x75")
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "codes.png"), wanted)
+    succeed(*words, "--layout", "hwg", "--model-from", tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "codes.png"), wanted)
+    np.savez(tmp_path / "codes.npz", codes=tokens.codes)
+    succeed("decode", tiny_bundle.path, tmp_path / "codes.npz", "-o", tmp_path / "all", *CPU)
+    assert read_image(tmp_path / "all" / "codes.png").shape == (80, 112, 3)
+
+
+def test_a_dry_run_says_the_plan_and_writes_nothing(tiny_bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    words = ("encode", tiny_bundle.path, photos, "-o", tmp_path / "out", "--dry-run", "--tile", "64", *CPU)
+    shown = succeed(*words).stdout
+    assert "101x75" in shown and "64x64" in shown
+    facts = json.loads(succeed(*words, "--json").stdout)
+    assert not (tmp_path / "out").exists()
+    step = facts[0]["plan"]["steps"][0]
+    assert facts[0]["image_size"] == [75, 101] and step["window"] == [64, 64] and step["windows"] > 1
+    assert facts[0]["plan"]["overhead"] > 1 and facts[0]["plan"]["peak_bytes"] > 2**20 and facts[0]["predicted_seconds"] > 0
+    height, width = step["window"]  # what is printed can be given
+    succeed("encode", tiny_bundle.path, photos / "a.png", "-o", tmp_path / "out", "--tile", f"{width}x{height}", *CPU)

@@ -234,7 +234,9 @@ def test_without_the_checkpoint_the_rows_say_why(copy: Path, pictures: list[Path
     report = verify(copy, pictures[1:], only=["network", "decoder"])
     skipped = [check for check in report.checks if check.status == SKIPPED]
     assert len(skipped) == 5 and all("--checkpoint" in check.detail for check in skipped)
-    report.raise_if_failed()
+    with pytest.raises(CheckFailed, match="not checked: network .*; decoder "):  # they were asked for by name
+        report.raise_if_failed()
+    ParityReport(report.checks).raise_if_failed()
 
 
 def test_the_checkpoint_may_have_moved_but_must_be_the_right_one(
@@ -260,7 +262,8 @@ def test_small_images_of_the_same_name_are_both_verified(tiny_bundle: Bundle, tm
     report = verify(tiny_bundle, paths, only=["tiling", "round-trip"])
     assert list(report.facts["images"]) == [str(path) for path in paths]
     assert all(check.detail == "no image is large enough to be cut into windows" for check in report.checks[:-1])
-    assert report.passed and {check.status for check in report.checks[:-1]} == {SKIPPED}
+    assert report.checks[-1].status == PASSED and {check.status for check in report.checks[:-1]} == {SKIPPED}
+    assert report.missing == ["tiling (no image is large enough to be cut into windows)"]  # it was asked for by name
 
 
 def test_unknown_questions_are_refused_with_a_list(tiny_bundle: Bundle) -> None:
@@ -282,3 +285,41 @@ def test_the_command(copy: Path, pictures: list[Path]) -> None:
     assert result.stderr.count("\n") == 1 and "1 of 4 checks failed: network/pixels is" in result.stderr
     result = runner.invoke(main, ["verify", str(copy), "missing.png"])
     assert result.exit_code == 2 and "cannot read missing.png: no such file" in result.stderr
+
+
+def without_its_checkpoint(bundle: Bundle, folder: Path) -> Bundle:
+    """A copy whose manifest names a checkpoint that is nowhere."""
+    import json
+    import shutil
+
+    shutil.copytree(bundle.path, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["source"]["name"] = "gone.safetensors"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return Bundle.open(folder)
+
+
+def test_a_named_check_that_cannot_be_made_fails(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    bundle = without_its_checkpoint(tiny_bundle, tmp_path / "bundle")
+    named = verify(bundle, only=["network"], backend="ort-cpu")
+    assert not named.passed and named.to_dict()["passed"] is False
+    assert named.summary().startswith("NOT compared with the PyTorch network: the checkpoint 'gone.safetensors' is not here")
+    with pytest.raises(CheckFailed, match="not checked: network .*gone.safetensors"):
+        named.raise_if_failed()
+    lax = ParityReport(named.checks)
+    lax.raise_if_failed()  # among others it may be skipped
+    strict = ParityReport(named.checks, strict=True)
+    with pytest.raises(CheckFailed, match="not checked: network/"):
+        strict.raise_if_failed()
+
+
+def test_the_checkpoint_is_found_beside_the_bundle(
+    tiny_bundle: Bundle, tiny_checkpoint_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    bundle = without_its_checkpoint(tiny_bundle, tmp_path / "there" / "bundle")
+    shutil.copy(tiny_checkpoint_file, tmp_path / "there" / "gone.safetensors")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert verify(bundle, only=["network"], backend="ort-cpu").passed
