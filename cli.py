@@ -10,7 +10,8 @@ import click
 
 import mgvq_export
 from mgvq_export.commands.stopping import stoppable
-from mgvq_export.commands.verb import BAD_INPUT, INTERRUPTED, explain
+from mgvq_export.commands.verb import BAD_INPUT, INTERRUPTED, explain, unknown_verb
+from mgvq_export.core.errors import InputError
 
 #: The verbs as ``--help`` lists them, in the order of the work: name -> (module and name of the command, section).
 VERBS = {
@@ -44,6 +45,12 @@ class Verbs(click.Group):
             return None
         module, _, attribute = VERBS[name][0].partition(":")
         return getattr(import_module(f"mgvq_export.commands.{module}"), attribute)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that ``args`` name. Raises :class:`InputError` with the nearest names where there is none."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            raise InputError(unknown_verb(args[0], VERBS))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of verbs in ``--help``, under their sections."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import mgvq_export
-from mgvq_export.calibration.crops import Crops, list_images
+from mgvq_export.calibration.crops import Crops, large_enough, list_images
 from mgvq_export.calibration.effects import Effects, Graphs, Journal
 from mgvq_export.calibration.options import Options
 from mgvq_export.calibration.plan_search import Calibration, PlanSearch, Progress
@@ -54,8 +54,10 @@ def calibrate(
         BundleError: no network for the bundle.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    crops = Crops(tuple(list_images(images)), options.windows, options.window_size)
     progress("reading the images", 0.0)
+    listed = list_images(images)
+    large = large_enough(listed, options.window_size)
+    crops = Crops(tuple(large), options.windows, options.window_size)
     others = held_out_images(held_out, crops, bundle.spec.downsample)
     shown = crops.sample(options.search_windows, bundle.spec.downsample)
     progress("loading the network", 0.0)
@@ -100,6 +102,9 @@ def calibrate(
     )
     check_plan(plan, network)
     found.plan = plan
+    if left_out := len(listed) - len(large):
+        some = f"{left_out} image{'s' * (left_out > 1)}"
+        found.notes.append(f"left out {some} smaller than a window of {options.window_size}x{options.window_size}")
     return found
 
 

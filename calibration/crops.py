@@ -40,6 +40,30 @@ def list_images(paths: Sequence[PathLike]) -> list[Path]:
     return found
 
 
+def large_enough(images: Sequence[Path], side: int) -> list[Path]:
+    """The ``images`` that hold a window of ``side`` pixels squared, by the headers of their files.
+
+    One that cannot be read stays in, and so does the only one: reading it says why it will not do. Raises :class:`InputError` when none of
+    several is large enough.
+    """
+    from PIL import Image
+
+    found = []
+    for path in images:
+        try:
+            with Image.open(path) as image:
+                small = min(image.size) < side
+        except Exception:  # Pillow's readers answer damaged files with errors of many kinds
+            small = False
+        if not small:
+            found.append(path)
+    if not found and len(images) > 1:
+        raise InputError(
+            f"all {len(images)} images are smaller than a window of {side}x{side}; give larger ones, or a smaller --window-size"
+        )
+    return found or list(images)
+
+
 @dataclass(frozen=True)
 class Crops:
     """``count`` square windows drawn from images, the same ones on every machine.

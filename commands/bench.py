@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from mgvq_export.commands.options import BACKENDS, BUNDLE, CHECKPOINT, TILE, TILINGS, OneOf
 from mgvq_export.commands.output import echo_json, echo_table, echo_tables, progress_bar
 from mgvq_export.commands.verb import verb
+from mgvq_export.core.errors import InputError
 from mgvq_export.core.tables import Table
 
 
@@ -17,6 +19,9 @@ class _BundleFirst(click.Group):
     """A group whose command ``run`` is meant when the first word is none of its commands: ``bench BUNDLE``, ``bench compare``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        first = args[0] if args else ""
+        if difflib.get_close_matches(first, ["compare"], cutoff=0.75) and first != "compare" and not Path(first).exists():
+            raise InputError(f"no bundle {first!r}; did you mean bench compare?")
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = ["run", *args]
         return super().parse_args(ctx, args)

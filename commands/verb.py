@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -77,6 +78,13 @@ def explain(error: Exception, verb: str) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return "error: out of memory; give a smaller --memory-limit or close other programs", BAD_INPUT
     return f"internal error: {type(error).__name__}: {error}; please report it with the output of --debug", INTERNAL
+
+
+def unknown_verb(name: str, known: Iterable[str]) -> str:
+    """What to say of a verb that does not exist: the nearest name, else all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"no command {name!r}; " + (f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}")
 
 
 def _forget_standard_output() -> None:

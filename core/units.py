@@ -37,6 +37,8 @@ def parse_bytes(text: str | int, what: str = "memory limit") -> int:
         if match[3] and match[3].lower() == "b" and match[2]:
             unit = 1000 ** round(unit.bit_length() / 10)
         value = float(match[1]) * unit
+        if not match[2] and not match[3] and 0 < value < 2**20:
+            raise InputError(f"{what} is {shown(text)}, which is so many bytes; give it with a unit, such as {match[1]}GiB")
     if not 0 < value < 2**63:
         raise InputError(f"{what} is {shown(text)}; wanted more than nothing, such as 6GiB")
     return int(value)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mgvq_export.calibration.crops import Crops, list_images, places
+from mgvq_export.calibration.crops import Crops, large_enough, list_images, places
 from mgvq_export.core.errors import InputError
 from mgvq_export.tests.support.checks import one_line
 
@@ -99,3 +99,13 @@ def test_windows_that_cannot_be_used_are_found_out_about_in_the_sample(photos, t
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(small)
     with pytest.raises(InputError, match="smaller than a window"):
         Crops((*photos, small), 8, 32).sample(1, 4)  # though no window of it is taken
+
+
+def test_images_smaller_than_a_window_are_left_out(photos: tuple[Path, ...], tmp_path: Path) -> None:
+    small, broken = tmp_path / "small.png", tmp_path / "broken.png"
+    Image.fromarray(np.zeros((100, 20, 3), np.uint8)).save(small)
+    broken.write_text("no image")
+    assert large_enough([small, *photos, broken], 32) == [*photos, broken]
+    assert large_enough([small], 32) == [small]
+    with pytest.raises(InputError, match="all 2 images are smaller than a window of 32x32"):
+        large_enough([small, small], 32)

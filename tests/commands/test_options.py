@@ -13,6 +13,7 @@ import mgvq_export
 from mgvq_export.cli import VERBS, main
 from mgvq_export.commands import eval as eval_verb
 from mgvq_export.commands import options, verify
+from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import InputError
 from mgvq_export.tests.support.checks import assert_refused
 
@@ -62,8 +63,12 @@ def test_shape_is_refused_because_its_order_was_another() -> None:
     )
 
 
-def test_usage_errors_are_one_line() -> None:
-    refused("No such command 'encod'; see mgvq-export --help", "encod")
+def test_usage_errors_are_one_line(tiny_bundle: Bundle) -> None:
+    limited = ("encode", tiny_bundle.path, "a.png", "-o", "x", "--memory-limit", "3")
+    refused("no command 'encod'; did you mean encode?", "encod")
+    refused("no command 'xyz'; choose models, export, ", "xyz")
+    refused("no bundle 'compar'; did you mean bench compare?", "bench", "compar", "a.json", "b.json")
+    refused("memory limit is '3', which is so many bytes; give it with a unit, such as 3GiB", *limited)
     refused(
         "No such option '--pakced'. (Did you mean one of: '--backend', '--packed'?); see mgvq-export encode --help",
         "encode",
