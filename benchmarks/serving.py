@@ -114,7 +114,8 @@ class Turns:
         direct(), triton()
         found = [(self._time(direct), self._time(triton)) for _ in range(self.rounds)]
         here, there = ([1e3 * wall / images for wall, _ in side] for side in zip(*found, strict=True))
-        processor = sum(used for _, (_, used) in found) / sum(used for (_, used), _ in found)
+        least = 1 / os.sysconf("SC_CLK_TCK")  # what the system counts in
+        processor = sum(used for _, (_, used) in found) / max(least, sum(used for (_, used), _ in found))
         ratio = statistics.median(other / one for one, other in zip(here, there, strict=True))
         return Compared(name, statistics.median(here), statistics.median(there), ratio, processor)
 

@@ -181,11 +181,9 @@ class Bundle:
     def check_all(self) -> None:
         """Compare every file with its hash. Raises :class:`BundleError` on the first that differs."""
         for precision, entry in self.manifest.precisions.items():
-            for part in entry.graphs:
-                self.graph_path(precision, part)
+            for file in entry.files:
+                self.check_file(file)
             self.plan(precision)
-            if entry.inlined:
-                self.check_file(entry.inlined)
         for engine in self.engines:
             self.check_file(engine)
         for weights in sorted(self.path.glob(weights_name("*"))):

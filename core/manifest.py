@@ -111,6 +111,11 @@ class PrecisionEntry:
     calibration: Mapping[str, Any] | None = None
     inlined: FileEntry | None = None
 
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """All its files: weights, graphs, and what it has of the others."""
+        return tuple(file for file in (self.weights, *self.graphs.values(), self.plan, self.inlined) if file)
+
 
 @dataclass(frozen=True)
 class SourceEntry:

@@ -17,6 +17,5 @@ def bundle_files(bundle: Bundle, precision: str, *, engines: bool) -> dict[str, 
     entry = bundle.entry(precision)
     records = tuple(record for record in bundle.engines if engines and record.precision == precision)
     manifest = replace(bundle.manifest, precisions={precision: entry}, engines=records)
-    copied: list[HashedFile] = [entry.weights, *entry.graphs.values(), *records]
-    copied += [entry.plan] if entry.plan else []
+    copied: list[HashedFile] = [*entry.files, *records]
     return {MANIFEST: manifest.to_bytes(), **{file.file: bundle.check_file(file) for file in copied}}
