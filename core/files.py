@@ -1,7 +1,8 @@
 """Writing files and folders whole or not at all, and hashing them.
 
-Everything is written beside its target under a temporary name, flushed to the disk, and renamed at the end: whoever looks
-sees the old content or the new, never a half. What the operating system refuses becomes an :class:`InputError` of one line.
+Everything is written under a temporary name beside its target, or inside it when it is an existing folder, flushed to the disk, and
+renamed at the end: whoever looks sees the old content or the new, never a half. What the operating system refuses becomes an
+:class:`InputError` of one line. A process that is killed leaves its ``.mgvq-*`` behind; the next one that writes there removes it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from mgvq_export.core.errors import InputError
 
 PathLike = str | os.PathLike[str]
+
+_TEMPORARY = re.compile(r"\.mgvq-[0-9a-f]{12}(\..*)?", re.DOTALL)
+_SETTLED_SECONDS = 0.5
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
@@ -46,12 +52,13 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         if target.exists() and not target.is_file():
             raise InputError(f"cannot write {path}: it is a device or pipe; give the name of a file")
         # os.open, not tempfile: the file gets the permissions that the user's umask gives to any new file.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        if target.exists():
-            shutil.copymode(target, temporary)
-        yield temporary
-        _flush(temporary)
-        temporary.replace(target)
+        with _held(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)):
+            _remove_leftovers(target.parent)
+            if target.exists():
+                shutil.copymode(target, temporary)
+            yield temporary
+            _flush(temporary)
+            temporary.replace(target)
     _flush_folder(target.parent)
 
 
@@ -62,32 +69,39 @@ def atomic_write_bytes(path: PathLike, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: PathLike, *, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``path`` for the body to fill; it takes the name ``path`` when the body ends without error.
+def atomic_folder(path: PathLike, *, replace: bool = False, last: str = "manifest.json") -> Iterator[Path]:
+    """A temporary folder for the body to fill; its content becomes that of ``path`` when the body ends without error.
 
-    After any error the temporary folder is gone and an old ``path`` is untouched. An existing folder that is not
-    empty is refused before the body runs, unless ``replace``: then the old folder steps aside, the new one takes
-    its name, and the old one is deleted last. Only a crash between the two renames can leave ``path`` missing; the old
-    content is then beside it, whole, as ``.mgvq-old-*``.
+    (1) No such folder: the temporary one is made beside ``path`` and takes its name. (2) An existing folder, which may be a mounted
+    volume or the working folder: the temporary one is made inside it, and its content is moved up, the file ``last`` at the end;
+    before that, old content, if ``replace``, moves into ``.mgvq-old-*`` there, the file ``last`` first, and is deleted when all is done.
+
+    After any error the temporary folder is gone and old content is as it was; only a crash between two renames can leave it in
+    ``.mgvq-old-*``, whole. A folder that is not empty is refused before the body runs, unless ``replace``.
 
     Raises :class:`InputError` when ``path`` is a file, a folder not to be replaced, or cannot be written.
     """
     target = Path(os.path.realpath(path))
-    token = secrets.token_hex(6)
-    temporary = target.with_name(f".mgvq-{token}")
+    inside = target.is_dir()
+    temporary = (target / "x" if inside else target).with_name(f".mgvq-{secrets.token_hex(6)}")
     with _one_line(path, target, temporary), _removed_on_error(temporary):
-        if target.exists() and not target.is_dir():
+        if target.exists() and not inside:
             raise InputError(f"cannot write folder {path}: a file has that name; choose another")
+        _remove_leftovers(temporary.parent)
         if not replace:
             _refuse_full(path, target)
         temporary.mkdir()
-        yield temporary
-        for entry in sorted(temporary.rglob("*")):
-            if entry.is_file():
-                _flush(entry)
-        if not replace:
-            _refuse_full(path, target)  # somebody else may have filled it meanwhile
-        _swap_in(temporary, target, target.with_name(f".mgvq-old-{token}"))
+        with _held(os.open(temporary, os.O_RDONLY)):
+            yield temporary
+            for entry in sorted(temporary.rglob("*")):
+                if entry.is_file():
+                    _flush(entry)
+            if not replace:
+                _refuse_full(path, target, temporary)  # another process may have filled it meanwhile
+            if target.is_dir():
+                _fill(target, temporary, last)  # case 2
+            else:
+                temporary.replace(target)  # case 1
     _flush_folder(target.parent)
 
 
@@ -122,23 +136,80 @@ def unreadable(path: PathLike, error: OSError) -> InputError:
     return InputError(f"cannot read {path}: {reasons.get(error.errno or 0) or error.strerror or error}")
 
 
-def _refuse_full(path: PathLike, target: Path) -> None:
-    if target.is_dir() and any(target.iterdir()):
+def _refuse_full(path: PathLike, target: Path, ours: Path | None = None) -> None:
+    if target.is_dir() and any(entry != ours for entry in target.iterdir()):
         raise InputError(f"cannot write folder {path}: it exists and is not empty; choose another name or remove it first")
 
 
-def _swap_in(new: Path, target: Path, aside: Path) -> None:
-    if not target.exists():
-        new.replace(target)
-        return
-    target.replace(aside)
+def _fill(target: Path, new: Path, last: str) -> None:
+    """Move what is in ``new`` into ``target`` in place of what is there; put everything back when that fails."""
+    aside = target / f".mgvq-old-{secrets.token_hex(6)}"
+    old = sorted((entry for entry in target.iterdir() if entry != new), key=lambda entry: (entry.name != last, entry.name))
+    fresh = sorted(new.iterdir(), key=lambda entry: (entry.name == last, entry.name))
+    moved: list[tuple[Path, Path]] = []
     try:
-        new.replace(target)
-    except OSError:
-        aside.replace(target)
+        if old:
+            aside.mkdir()
+        for source, folder in ((entry, folder) for entries, folder in ((old, aside), (fresh, target)) for entry in entries):
+            source.replace(folder / source.name)
+            moved.append((source, folder / source.name))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for source, place in reversed(moved):
+                place.replace(source)
+            if old:
+                aside.rmdir()
         raise
-    # The new folder is in place: leftovers of the old one that cannot be deleted are no reason to report failure.
+    _flush_folder(target)
+    # The new content is in place: leftovers of the old that cannot be deleted are no reason to report failure.
     shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(new, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(handle: int) -> Iterator[None]:
+    """Hold a lock on an open temporary file or folder while it is in use, and close it: without a lock it is a leftover."""
+    try:
+        _lock(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether the lock could be had; always, on systems and disks without locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+_swept: set[Path] = set()  # folders are looked through once a process: there may be very many files in one
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders of processes that were killed. What cannot be removed stays."""
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    with contextlib.suppress(OSError):
+        now = time.time()
+        for entry in list(folder.iterdir()):
+            # Younger ones may be between being made and being locked.
+            if _TEMPORARY.fullmatch(entry.name) and not entry.is_symlink() and now - entry.stat().st_ctime > _SETTLED_SECONDS:
+                handle = os.open(entry, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+                try:
+                    if _lock(handle):
+                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                finally:
+                    os.close(handle)
 
 
 @contextlib.contextmanager

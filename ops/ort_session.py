@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mgvq_export.core.cgroups import cpu_quota
+from mgvq_export.core.processors import usable_cpus
+
 if TYPE_CHECKING:
     import onnxruntime
 
@@ -36,6 +39,10 @@ def session_options(
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if threads is None and cpu_quota() is not None:
+        threads = (
+            usable_cpus()
+        )  # ONNX Runtime counts the machine's cores; more threads than the container's quota pays for wait for one another
     if threads is not None:
         options.intra_op_num_threads = threads
     if not keep_memory:

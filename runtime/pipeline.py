@@ -21,9 +21,9 @@ from mgvq_export.runtime.backend import Array, GraphRunner, Progress, silent
 from mgvq_export.runtime.images import to_float, to_uint8
 from mgvq_export.runtime.tiling import blend
 from mgvq_export.runtime.tiling.costs import CostModel
-from mgvq_export.runtime.tiling.memory import resident_bytes
+from mgvq_export.runtime.tiling.memory import default_limit, resident_bytes
 from mgvq_export.runtime.tiling.planner import Planner
-from mgvq_export.runtime.tiling.request import Tiling, default_limit
+from mgvq_export.runtime.tiling.request import Tiling
 from mgvq_export.runtime.tiling.windows import TilePlan, TrunkPlan, Window
 
 #: The input batch of some windows of a plan, in a dtype.

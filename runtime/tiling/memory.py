@@ -6,6 +6,10 @@ import contextlib
 import sys
 from pathlib import Path
 
+from mgvq_export.core import cgroups
+
+SHARE_OF_FREE = 0.8  # the default limit: this share of what is free, beside what the process holds already
+
 _MMAP_THRESHOLD = -3  # mallopt's M_MMAP_THRESHOLD
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -15,6 +19,17 @@ def resident_bytes() -> int:
     import psutil
 
     return psutil.Process().memory_info().rss
+
+
+def default_limit() -> int:
+    """What the process holds, and :data:`SHARE_OF_FREE` of what is free beside it, in bytes; in a container of what is free there."""
+    import psutil
+
+    held, free = resident_bytes(), psutil.virtual_memory().available
+    group = cgroups.memory()
+    if group is None:
+        return held + int(SHARE_OF_FREE * free)
+    return min(held + int(SHARE_OF_FREE * min(free, group.free)), group.limit)
 
 
 def peak_bytes() -> int:

@@ -9,9 +9,6 @@ from typing import cast
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.types import TILINGS, TilingMode
 from mgvq_export.core.units import Size, parse_bytes
-from mgvq_export.runtime.tiling.memory import resident_bytes
-
-SHARE_OF_FREE = 0.8  # the default limit: this share of what is free, beside what the process holds already
 
 
 @dataclass(frozen=True)
@@ -43,10 +40,3 @@ def _tile(tile: object) -> Size:
     if min(height, width) < 1 or isinstance(tile, bool):
         raise InputError(f"tile is {tile!r}; wanted a side in pixels, or height and width")
     return height, width
-
-
-def default_limit() -> int:
-    """What the process holds, and :data:`SHARE_OF_FREE` of what is free beside it, in bytes."""
-    import psutil
-
-    return resident_bytes() + int(SHARE_OF_FREE * psutil.virtual_memory().available)

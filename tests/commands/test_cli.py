@@ -63,7 +63,7 @@ def test_host_code_is_off_unless_it_is_asked_for(command: str) -> None:
 
 def test_help_says_what_the_memory_limit_is_by_default() -> None:
     from mgvq_export.runtime.tensorrt.pipeline import SHARE_OF_FREE as SHARE_OF_GPU
-    from mgvq_export.runtime.tiling.request import SHARE_OF_FREE
+    from mgvq_export.runtime.tiling.memory import SHARE_OF_FREE
 
     said = " ".join(succeed("encode", "--help").output.split())
     assert f"{SHARE_OF_FREE * 100:.0f} % of what is free, of the GPU's {SHARE_OF_GPU * 100:.0f} %" in said

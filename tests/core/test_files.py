@@ -193,7 +193,7 @@ def test_folder_is_replaced_whole(tmp_path):
     (target / "old").write_bytes(b"old")
     with atomic_folder(target, replace=True) as folder:
         (folder / "new").write_bytes(b"new")
-        assert names(target) == ["old"]
+        assert names(target) == [folder.name, "old"]
     assert names(target) == ["new"]
     assert names(tmp_path) == ["bundle"]
 
@@ -210,7 +210,7 @@ def test_failed_replacement_keeps_the_old_folder(tmp_path, monkeypatch):
     real = Path.replace
 
     def refuse(self, other):
-        if self.name.startswith(".mgvq-") and not self.name.startswith(".mgvq-old-"):
+        if self.name == "new" and other.parent == target:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
         return real(self, other)
 
@@ -219,6 +219,110 @@ def test_failed_replacement_keeps_the_old_folder(tmp_path, monkeypatch):
         (folder / "new").write_bytes(b"new")
     assert names(target) == ["old"]
     assert names(tmp_path) == ["bundle"]
+
+
+def test_a_folder_is_filled_where_it_is(tmp_path, monkeypatch):
+    """An existing folder stays the same one: it may be a volume, or where the user's shell is."""
+    target = tmp_path / "bundle"
+    target.mkdir()
+    monkeypatch.chdir(target)
+    before = target.stat().st_ino
+    for content in (b"one", b"two"):
+        with atomic_folder(".", replace=True) as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub" / "x").write_bytes(content)
+            (folder / "manifest.json").write_bytes(content)
+        assert Path("sub/x").read_bytes() == Path("manifest.json").read_bytes() == content
+        assert names(target) == ["manifest.json", "sub"]
+    assert target.stat().st_ino == before
+
+
+def test_the_manifest_comes_last_and_goes_first(tmp_path, monkeypatch):
+    target, seen = tmp_path / "bundle", []
+    target.mkdir()
+    real = Path.replace
+
+    def watch(self, other):
+        seen.append(self.name if other.parent == target else f"-{self.name}")
+        return real(self, other)
+
+    monkeypatch.setattr(Path, "replace", watch)
+    for _ in range(2):
+        with atomic_folder(target, replace=True) as folder:
+            for name in ("a", "manifest.json", "z"):
+                (folder / name).write_bytes(b"")
+    assert seen == ["a", "z", "manifest.json", "-manifest.json", "-a", "-z", "a", "z", "manifest.json"]
+
+
+@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_any_failing_step_puts_the_old_content_back(tmp_path, monkeypatch, step, error):
+    target, left = tmp_path / "bundle", [step]
+    target.mkdir()
+    for name in ("a", "manifest.json", "old"):
+        (target / name).write_bytes(b"old")
+    real = Path.replace
+
+    def fail(self, other):
+        left[0] -= 1
+        if left[0] == -1:
+            raise error
+        return real(self, other)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises((OSError, InputError, KeyboardInterrupt)), atomic_folder(target, replace=True) as folder:
+        for name in ("a", "manifest.json", "new"):
+            (folder / name).write_bytes(b"new")
+    assert names(target) == ["a", "manifest.json", "old"]
+    assert {entry.read_bytes() for entry in target.iterdir()} == {b"old"}
+    assert names(tmp_path) == ["bundle"]
+
+
+KILLED = """
+import os, signal, sys, time
+from mgvq_export.core.files import atomic_folder, atomic_path
+with atomic_path(sys.argv[1] + "/a.bin") as file, atomic_folder(sys.argv[1] + "/b") as folder, atomic_folder(sys.argv[1] + "/c") as inside:
+    for place in (folder, inside):
+        (place / "half").write_bytes(b"half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_leftovers_of_killed_processes_are_removed_and_others_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_swept", set())
+    (tmp_path / "c").mkdir()
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        monkeypatch.setattr(files, "_SETTLED_SECONDS", -1)
+        live = {*names(tmp_path), *names(tmp_path / "c")}
+        assert len([name for name in live if name.startswith(".mgvq-")]) == 3
+        atomic_write_bytes(tmp_path / "x", b"")  # while that process lives, its files are no leftovers
+        assert {*names(tmp_path), *names(tmp_path / "c")} == {*live, "x"}
+    finally:
+        process.kill()
+        process.communicate()
+    files._swept.clear()
+    (tmp_path / ".mgvq-mine").write_bytes(b"")  # called otherwise: not ours
+    with atomic_folder(tmp_path / "c") as folder:
+        (folder / "whole").write_bytes(b"")
+    atomic_write_bytes(tmp_path / "x", b"")
+    assert names(tmp_path) == [".mgvq-mine", "c", "x"]
+    assert names(tmp_path / "c") == ["whole"]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting needs root on Linux")
+def test_a_mounted_volume_is_filled(tmp_path):
+    for name in ("volume", "bundle"):
+        (tmp_path / name).mkdir()
+    script = "import sys; from mgvq_export.core.files import atomic_folder\nwith atomic_folder('bundle') as f: (f / 'x').write_bytes(b'x')"
+    command = ["unshare", "-m", "bash", "-c", f'mount --bind volume bundle && {sys.executable} -c "$0"', script]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if "unshare" in run.stderr or "mount:" in run.stderr:
+        pytest.skip(f"this system does not let root mount: {run.stderr.strip()[:100]}")
+    assert run.returncode == 0, run.stderr
+    assert names(tmp_path / "volume") == ["x"]
 
 
 def test_folder_refusals(tmp_path):
