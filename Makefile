@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow coverage lint format docs wheel clean
+.PHONY: help demo test test-slow fuzz coverage lint format docs wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*##' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -20,6 +20,9 @@ test: $(STAMP)  ## the tests but the slow ones, with the coverage floor of pypro
 
 test-slow: $(STAMP)  ## full-size networks, fresh installations, all replayed life cycles
 	$(PYTEST) -m "slow and not long"
+
+fuzz: $(STAMP)  ## 50,000 damaged files of every kind, other ones than in make test
+	MGVQ_FUZZ=50000 $(PYTEST) -x tests/test_fuzz.py
 
 coverage: $(STAMP)  ## after make test: which lines no test ran
 	$(BIN)/coverage report --show-missing --fail-under=0
