@@ -6,6 +6,8 @@ Names load on first use: importing this package loads neither torch nor onnxrunt
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mgvq_export.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from mgvq_export.core.bundle import Bundle
     from mgvq_export.core.precision_plan import PrecisionPlan
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from mgvq_export.runtime.tensorrt.session import TensorRtOptions
     from mgvq_export.runtime.tokenizer import Tokenizer
 
-__version__ = "0.1.0"
 
 __all__ = [
     "BuildOptions",

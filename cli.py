@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-import mgvq_export
 from mgvq_export.commands.stopping import stoppable
 from mgvq_export.commands.verb import BAD_INPUT, INTERRUPTED, explain, unknown_verb
 from mgvq_export.core.errors import InputError
+from mgvq_export.core.version import __version__
 
 #: The verbs as ``--help`` lists them, in the order of the work: name -> (module and name of the command, section).
 VERBS = {
@@ -96,7 +96,7 @@ class Verbs(click.Group):
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.version_option(mgvq_export.__version__, prog_name="mgvq-export")
+@click.version_option(__version__, prog_name="mgvq-export")
 def main() -> None:
     """Take a trained MGVQ image tokenizer to production.
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-import mgvq_export
 from mgvq_export.calibration.crops import Crops, large_enough, list_images
 from mgvq_export.calibration.effects import Effects, Graphs, Journal
 from mgvq_export.calibration.options import Options
@@ -20,9 +19,11 @@ from mgvq_export.core.bundle import Bundle, package_version
 from mgvq_export.core.errors import BundleError, InputError
 from mgvq_export.core.files import PathLike, make_folder, sha256_file
 from mgvq_export.core.precision_plan import MadeFor
+from mgvq_export.core.version import __version__
 from mgvq_export.export.graphs.plans import check_plan
 from mgvq_export.model.network import MGVQ
 from mgvq_export.parity.network import find_network
+from mgvq_export.parity.verify import SAMPLES
 from mgvq_export.runtime.image_files import read_image
 
 _HELD_OUT_SIDE = 1024  # pixels: held-out images go through the network whole, untiled
@@ -69,7 +70,7 @@ def calibrate(
     folder = None if report_dir is None else Path(report_dir)
     # Of the weights, since a checkpoint given by hand may be another one with the same codebook.
     weights = _weights_sha256(network)
-    key = hashlib.sha256(f"{mgvq_export.__version__} {weights} {crops.sha256}".encode()).hexdigest()
+    key = hashlib.sha256(f"{__version__} {weights} {crops.sha256}".encode()).hexdigest()
     ranges = collect(
         network,
         crops,
@@ -83,7 +84,7 @@ def calibrate(
     elsewhere = Effects(
         graphs,
         [image for _, image, _ in others],
-        f"{mgvq_export.__version__} {weights} {_HELD_OUT_SIDE} {[digest for *_, digest in others]}",
+        f"{__version__} {weights} {_HELD_OUT_SIDE} {[digest for *_, digest in others]}",
         journal,
     )
     found = PlanSearch(network, ranges, options, effects, elsewhere, progress).run()
@@ -93,7 +94,7 @@ def calibrate(
         budgets=options.budgets,
         measured=_measured(found),
         calibration=_calibration_set(crops, options, len(shown), others),
-        tools={"mgvq-export": mgvq_export.__version__}
+        tools={"mgvq-export": __version__}
         | {
             name: package_version(name)
             for name in ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
@@ -114,7 +115,7 @@ def held_out_images(paths: Sequence[PathLike], crops: Crops, multiple: int) -> l
     Raises :class:`InputError` when one of them is among the calibration images, or too small.
     """
     found = []
-    for path in list_images(paths or [Path(mgvq_export.__file__).parent / "parity" / "samples"]):
+    for path in list_images(paths or [SAMPLES]):
         digest = sha256_file(path)
         if digest in crops.hashes:
             raise InputError(f"{path} is held out and among the calibration images; leave it out of one of them")

@@ -6,8 +6,6 @@ import site
 import sys
 from pathlib import Path
 
-import mgvq_export
-
 # -I: neither the working folder nor PYTHONPATH is searched. What the parent's path has besides comes last and in full: it is
 # known to be the user's own. A user's site folder goes through addsitedir, because it may hold editable installs.
 _CODE = """\
@@ -35,7 +33,7 @@ def _search_path() -> list[str]:
     """The parent's search path without the working folder, and where this package lies, should it be found by nothing else."""
     here = Path.cwd().resolve()
     paths = [path for path in sys.path if Path(path).is_absolute() and Path(path).resolve() != here]
-    package = Path(mgvq_export.__file__).resolve().parent
-    if package.name == mgvq_export.__name__:
+    package = Path(__file__).resolve().parents[1]
+    if package.name == "mgvq_export":
         paths.append(str(package.parent))
     return paths

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import onnx.inliner
 
-import mgvq_export
 from mgvq_export.core.bundle import MANIFEST, Bundle, file_entry, package_version
 from mgvq_export.core.errors import InputError, one_line
 from mgvq_export.core.files import PathLike, atomic_folder
@@ -27,6 +26,7 @@ from mgvq_export.core.manifest import (
 )
 from mgvq_export.core.precision_plan import FLOATS, LARGEST, PrecisionPlan
 from mgvq_export.core.spec import TRUNKS, Part
+from mgvq_export.core.version import __version__
 from mgvq_export.export.graphs.builder import OPSET, WeightStore, value_entry
 from mgvq_export.export.graphs.parts import build_graph
 from mgvq_export.export.graphs.plans import check_plan
@@ -130,7 +130,7 @@ def write_bundle(checkpoint: Checkpoint, target: Target, *, progress: Progress =
             # The same in every precision: quantizing a value moves nothing.
             reach={part: receptive_field(models[part]) for part in TRUNKS if part in models},
             precisions=entries,
-            tools={"mgvq-export": mgvq_export.__version__} | {name: package_version(name) for name in ("torch", "onnx", "numpy")},
+            tools={"mgvq-export": __version__} | {name: package_version(name) for name in ("torch", "onnx", "numpy")},
         )
         (folder / MANIFEST).write_bytes(manifest.to_bytes())
     return Bundle.open(target.path)

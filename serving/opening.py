@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import mgvq_export
 from mgvq_export.core.errors import BackendError, BundleError
+from mgvq_export.core.version import __version__
 from mgvq_export.runtime.backend import BACKENDS
 from mgvq_export.runtime.tokenizer import Tokenizer
 from mgvq_export.serving.target import FORMAT
@@ -41,7 +41,7 @@ class Settings:
         """The settings of a version of the model in ``model_folder``. Raises :class:`BundleError` when another release wrote them."""
         if parameters.get("format") != FORMAT:
             raise BundleError(
-                f"{model_folder} was published by mgvq-export {parameters.get('mgvq_export')}; here is {mgvq_export.__version__}, which does not "
+                f"{model_folder} was published by mgvq-export {parameters.get('mgvq_export')}; here is {__version__}, which does not "
                 "read it: publish the bundle again with this release"
             )
         return cls(

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import mgvq_export
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, BundleError
 from mgvq_export.core.remedies import build_pattern
 from mgvq_export.core.spec import Part
 from mgvq_export.core.units import Size
+from mgvq_export.core.version import __version__
 from mgvq_export.runtime.backend import AUTO, BACKENDS, CHOICES
 from mgvq_export.serving.bundle_copy import bundle_files
 from mgvq_export.serving.config import ModelConfig, Step, TensorConfig, WarmUp
@@ -107,7 +107,7 @@ class _Writer:
             warm_ups=warm_ups,
             parameters=self.parameters,
         )
-        code = _CODE.format(stage=stage, version=mgvq_export.__version__)
+        code = _CODE.format(stage=stage, version=__version__)
         return Model(config, {f"{self.options.version}/model.py": code.encode()})
 
     def ensemble(self, name: str, inputs: Tensors, outputs: Tensors, steps: tuple[Step, ...]) -> Model:

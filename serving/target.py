@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mgvq_export
 from mgvq_export.core.bundle import Bundle
+from mgvq_export.core.version import __version__
 from mgvq_export.serving.config import ModelConfig
 
 #: The version of the parameters below; a model published in another one is refused when it is loaded.
@@ -32,7 +32,7 @@ def labels(bundle: Bundle, precision: str) -> dict[str, str]:
     spec = bundle.spec
     return {
         "format": FORMAT,
-        "mgvq_export": mgvq_export.__version__,
+        "mgvq_export": __version__,
         "model": spec.name,
         "precision": precision,
         "checkpoint_sha256": bundle.manifest.source.sha256,

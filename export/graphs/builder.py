@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-import mgvq_export
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.manifest import WEIGHTS, TensorEntry
 from mgvq_export.core.precision_plan import NodePlan, PrecisionPlan
+from mgvq_export.core.version import __version__
 from mgvq_export.export.graphs import eight_bit
 
 OPSET = 20  # within what TensorRT 10.x and 11.x parse (9 to 24); nothing newer is needed
@@ -307,7 +307,7 @@ class GraphBuilder:
             functions=functions,
             ir_version=IR_VERSION,
             producer_name="mgvq-export",
-            producer_version=mgvq_export.__version__,
+            producer_version=__version__,
         )
 
 

@@ -244,7 +244,7 @@ def _memory(context: VerificationContext, data: ReportData) -> None:
 
 
 def _about(context: VerificationContext) -> dict[str, dict[str, str]]:
-    import mgvq_export
+    from mgvq_export.core.version import __version__
 
     manifest, spec = context.bundle.manifest, context.bundle.spec
     source = manifest.source
@@ -266,7 +266,7 @@ def _about(context: VerificationContext) -> dict[str, dict[str, str]]:
             **{f"exported with {name}": str(version) for name, version in manifest.tools.items()},
         },
         "Packages": {
-            "mgvq-export": mgvq_export.__version__,
+            "mgvq-export": __version__,
             **{name: found for name in _PACKAGES if (found := package_version(name)) is not None},
         },
         "Machine": _machine(),
