@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 import click
 
@@ -60,17 +60,25 @@ class Verbs(click.Group):
             with formatter.section(title):
                 formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in commands])
 
-    def __call__(self, *args: Any, **extra: Any) -> Any:
+    def __call__(self, *args: object, **extra: object) -> object:
         """Run the command line as a program, which signals stop."""
         with stoppable():
             return super().__call__(*args, **extra)
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(  # type: ignore[override]  # click overloads it by the value of standalone_mode
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: object,
+    ) -> object:
         """Run the command line. What click itself finds wrong with the words is one line too."""
+        code: object
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(args, prog_name, complete_var, False, **extra)
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = super().main(args, prog_name, complete_var, False, **extra)
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             code = BAD_INPUT
@@ -88,7 +96,7 @@ class Verbs(click.Group):
             line, code = explain(error, "mgvq-export")
             if line:
                 click.echo(line, err=True)
-        sys.exit(code)
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 @click.group(

@@ -1,13 +1,12 @@
-"""What ``mgvq-export bench BUNDLE`` does with its words: checks them all first, measures, writes."""
+"""``mgvq-export bench BUNDLE``: checks the options first, then measures and writes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
-from mgvq_export.bench.latency import DEFAULT_SIZE, BenchOptions, bench, passes
+from mgvq_export.bench.latency import DEFAULT_SIZE, BenchOptions, Size, bench, passes
 from mgvq_export.bench.plots import check_plot, plot_latency
 from mgvq_export.bench.record import Results
 from mgvq_export.core.errors import InputError
@@ -17,21 +16,39 @@ from mgvq_export.core.units import parse_size
 Watch = Callable[[str, int], AbstractContextManager[Callable[[str, float], None]]]
 
 
-def run_bench(bundle: PathLike, words: Mapping[str, Any], *, output: Path | None, plot: Path | None, watch: Watch) -> Results:
-    """Measure ``bundle`` as ``words`` say, and write the results to ``output`` and a figure to ``plot``, where given.
+def run_bench(
+    bundle: PathLike,
+    *,
+    sizes: Sequence[str] = (),
+    image: Path | None = None,
+    against: Sequence[str] = (),
+    backends: tuple[str, ...] = ("auto",),
+    precisions: tuple[str, ...] = (),
+    tilings: tuple[str, ...] = ("auto",),
+    tile: Size | None = None,
+    memory_limit: str | None = None,
+    threads: int | None = None,
+    repeat: int = 10,
+    checkpoint: str | None = None,
+    output: Path | None = None,
+    plot: Path | None = None,
+    watch: Watch,
+) -> Results:
+    """Measure ``bundle``, and write the results to ``output`` and a figure to ``plot``, where given.
 
     Args:
-        words: the fields of :class:`BenchOptions`; ``sizes`` as WIDTHxHEIGHT, each of ``against`` one or several peers with commas.
+        sizes: as WIDTHxHEIGHT; not together with ``image``.
+        against: names of peers, each entry one or several with commas.
         watch: opens a progress bar from a title and a number of steps, as :func:`mgvq_export.commands.output.progress_bar` does.
 
-    Raises as :func:`~mgvq_export.bench.latency.bench`; and, before anything is measured, :class:`InputError` when a file could
-    not be written, :class:`BackendError` when the figure could not be drawn.
+    The others are fields of :class:`BenchOptions`. Raises as :func:`~mgvq_export.bench.latency.bench`; and, before anything is
+    measured, :class:`InputError` when a file could not be written, :class:`BackendError` when the figure could not be drawn.
     """
-    if words["image"] and words["sizes"]:
+    if image and sizes:
         raise InputError("both --image and --size are given; the image is taken at its own size: leave one of them out")
-    sizes = tuple(parse_size(size) for size in words["sizes"]) or (DEFAULT_SIZE,)
-    against = tuple(dict.fromkeys(name for group in words["against"] for name in group.split(",") if name))
-    options = BenchOptions(**{**words, "sizes": tuple(dict.fromkeys(sizes)), "against": against})
+    wanted = tuple(dict.fromkeys(parse_size(size) for size in sizes)) or (DEFAULT_SIZE,)
+    peers = tuple(dict.fromkeys(name for group in against for name in group.split(",") if name))
+    options = BenchOptions(wanted, image, backends, precisions, tilings, tile, memory_limit, threads, peers, repeat, checkpoint)
     for path in (output, plot):
         if path is not None:
             _check_file(path)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from mgvq_export.bench.record import CEILING, Entry, Results
 from mgvq_export.bench.timing import Ratio, unpaired_ratio
 from mgvq_export.core.errors import CheckFailed, InputError, shown
 from mgvq_export.core.files import PathLike
+from mgvq_export.core.json_files import JsonObject
 
 SLOWER, FASTER, SAME = "SLOWER", "faster", "same"
 LARGER, SMALLER = "LARGER", "smaller"
@@ -81,7 +82,7 @@ class Comparison:
         only = [f"only one of the two has: {', '.join(self.unmatched)}"] if self.unmatched else []
         return [*self.warnings, *only, f"{worse} worse, {better} better, {len(judged) - worse - better} the same"]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """JSON-ready."""
         changes = [
             {
@@ -165,7 +166,7 @@ def _differences(before: Results, after: Results) -> list[str]:
         "checkpoint_sha256",
         "codebook_sha256",
     )  # not the graphs: a new export of one network is what one compares
-    bundles = [results.bundle or {} for results in (before, after)]
+    bundles: list[Mapping[str, object]] = [results.bundle or {} for results in (before, after)]
     for name in identity:
         a, b = (str(bundle.get(name))[:12] for bundle in bundles)
         if a != b:

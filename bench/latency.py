@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mgvq_export.bench.flops import graph_flops
 from mgvq_export.bench.peers import CEILING_SIDE, CeilingJob, PeerOptions, build_peer, check_peers
-from mgvq_export.bench.processes import Baseline, measure, reason
-from mgvq_export.bench.record import CEILING, Entry, Results, describe_bundle
+from mgvq_export.bench.processes import Baseline, Measured, Outcome, measure, reason
+from mgvq_export.bench.record import CEILING, Entry, EntryFacts, Results, Settings, describe_bundle
 from mgvq_export.bench.stages import TimedSessions, overhead
 from mgvq_export.bench.timing import Laps
 from mgvq_export.core.bundle import Bundle
@@ -29,7 +27,7 @@ from mgvq_export.core.units import Size
 from mgvq_export.parity.verify import SAMPLES
 from mgvq_export.runtime.backend import GraphRunner
 from mgvq_export.runtime.image_files import read_image, write_image
-from mgvq_export.runtime.tokenizer import Tokenizer
+from mgvq_export.runtime.tokenizer import OpenOptions, Tokenizer
 
 Progress = Callable[[str, int], None]
 
@@ -138,10 +136,16 @@ def _cases(bundle: Bundle, options: BenchOptions) -> list[Case]:
     return list(dict.fromkeys(cases))
 
 
-def _choices(options: BenchOptions, backend: str, precision: str | None, tiling: str) -> dict[str, Any]:
-    chosen = {name: getattr(options, name) for name in ("threads", "memory_limit")}
+def _choices(options: BenchOptions, backend: str, precision: str | None, tiling: str) -> OpenOptions:
     tile = None if tiling == "off" else options.tile  # so that off and exact can be measured in one run
-    return chosen | {"backend": backend, "precision": precision, "tiling": tiling, "tile": tile}
+    return {
+        "threads": options.threads,
+        "memory_limit": options.memory_limit,
+        "backend": backend,
+        "precision": precision,
+        "tiling": tiling,
+        "tile": tile,
+    }
 
 
 def _check_size(spec: ModelSpec, size: Sequence[int]) -> None:
@@ -152,10 +156,15 @@ def _check_size(spec: ModelSpec, size: Sequence[int]) -> None:
         )
 
 
-def _settings(options: BenchOptions) -> dict[str, Any]:
-    kept = ("tile", "memory_limit", "threads", "repeat", "against")
-    values = {name: value for name, value in dataclasses.asdict(options).items() if name in kept}
-    return values | {"image": str(options.image) if options.image else "coffee.jpg, mirrored out to the size"}
+def _settings(options: BenchOptions) -> Settings:
+    return {
+        "tile": None if options.tile is None else list(options.tile),
+        "memory_limit": options.memory_limit,
+        "threads": options.threads,
+        "against": list(options.against),
+        "repeat": options.repeat,
+        "image": str(options.image) if options.image else "coffee.jpg, mirrored out to the size",
+    }
 
 
 def _picture(size: Size, folder: Path) -> Path:
@@ -186,7 +195,7 @@ class TokenizerJob:
     The plans are made once: their making is no part of a pass, and the passes are then alike.
     """
 
-    def __init__(self, bundle: Path, choices: dict[str, Any], image: Path, folder: Path):
+    def __init__(self, bundle: Path, choices: OpenOptions, image: Path, folder: Path):
         self._sessions: TimedSessions | None = None  # of backends that do not run graph by graph the whole is timed
         self._tokenizer = Tokenizer.open(bundle, **choices, instrument=self._time)
         self._image = image
@@ -194,7 +203,7 @@ class TokenizerJob:
         self._tokens_file, self._image_file = (
             folder / f"{id(self):x}-{time.time_ns()}{suffix}" for suffix in (".safetensors", ".png")
         )
-        self._outcome: dict[str, Any] = {}
+        self._outcome: Outcome = {}
 
     def _time(self, graphs: GraphRunner) -> GraphRunner:
         self._sessions = TimedSessions(graphs)
@@ -237,26 +246,33 @@ class TokenizerJob:
         if self._sessions is None:
             return {}
         parts = {f"{direction}/{part}": seconds for part, seconds in self._sessions.seconds.items()}
-        self._outcome[direction] = [(part, dict(shapes), count) for (part, shapes), count in self._sessions.runs.items()]
+        runs = [(part, dict(shapes), count) for (part, shapes), count in self._sessions.runs.items()]
+        if direction == "encode":
+            self._outcome["encode"] = runs
+        else:
+            self._outcome["decode"] = runs
         self._sessions.reset()
         return {f"{direction}/convert": whole - sum(parts.values())} | parts
 
-    def outcome(self) -> dict[str, Any]:
+    def outcome(self) -> Outcome:
         """Facts about the last pass, as :class:`~mgvq_export.bench.processes.Measured` keeps them."""
-        plans = {"encode_plan": str(self._encode_plan), "decode_plan": str(self._decode_plan)}
-        return self._outcome | {"facts": plans}
+        return {
+            **self._outcome,
+            "facts": {"encode_plan": str(self._encode_plan), "decode_plan": str(self._decode_plan)},
+        }
 
 
-def _entries(bundle: Bundle, cases: Sequence[Case], group: str, found: dict[str, Any]) -> list[Entry]:
+def _entries(bundle: Bundle, cases: Sequence[Case], group: str, found: Mapping[str, Measured]) -> list[Entry]:
     by_name = {str(case): case for case in cases}
     reference: np.ndarray | None = None
     entries = []
     for name, measured in found.items():
-        outcome = measured.outcome or {}
-        facts = dict(outcome.get("facts", {}))
+        outcome: Outcome = measured.outcome or {}
+        facts: EntryFacts = {**outcome.get("facts", {})}
         if name in by_name:
             case = by_name[name]
-            facts |= dataclasses.asdict(case) | _operations(bundle, case.precision, outcome)
+            facts |= {"backend": case.backend, "precision": case.precision, "tiling": case.tiling}
+            facts |= _operations(bundle, case.precision, outcome)
         if "codes" in outcome:
             reference = outcome["codes"] if reference is None else reference
             facts |= {"codes": int(reference.size), "differ": int((outcome["codes"] != reference).sum())}
@@ -264,14 +280,14 @@ def _entries(bundle: Bundle, cases: Sequence[Case], group: str, found: dict[str,
     return entries
 
 
-def _operations(bundle: Bundle, precision: str, outcome: dict[str, Any]) -> dict[str, Any]:
+def _operations(bundle: Bundle, precision: str, outcome: Outcome) -> EntryFacts:
     """``flop``: stage -> operations of one pass, windows and their halos included; or ``no_flop``: why not."""
     flop: dict[str, int] = {}
     if "encode" not in outcome:
         return {"no_flop": "this backend does not run graph by graph"}
     try:
-        for direction in ("encode", "decode"):
-            for part, shapes, count in outcome[direction]:
+        for direction, runs in (("encode", outcome["encode"]), ("decode", outcome["decode"])):
+            for part, shapes, count in runs:
                 operations = count * graph_flops(bundle.graph_path(precision, Part(part)), shapes)
                 if operations:
                     flop[f"{direction}/{part}"] = flop.get(f"{direction}/{part}", 0) + operations

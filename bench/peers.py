@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from mgvq_export.bench.processes import Outcome
+from mgvq_export.bench.record import EntryFacts
 from mgvq_export.bench.timing import Laps
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError
@@ -19,6 +21,9 @@ from mgvq_export.runtime.images import pad_to_multiple, to_float, to_uint8
 
 if TYPE_CHECKING:
     import torch
+
+#: Inputs by name and the names of outputs -> those outputs.
+RunGraph = Callable[[dict[str, np.ndarray], list[str]], list[np.ndarray]]
 
 #: Name -> what it is.
 PEERS = {
@@ -60,7 +65,7 @@ def build_peer(name: str, options: PeerOptions) -> PeerJob:
 
 
 class _Network(Protocol):
-    facts: dict[str, Any]
+    facts: EntryFacts
     warm_up_whole: bool  # whether the warm-up must be of the full size
 
     def encode(self, image: np.ndarray) -> np.ndarray: ...
@@ -92,7 +97,7 @@ class PeerJob:
         laps.lap("decode")
         return laps.seconds
 
-    def outcome(self) -> dict[str, Any]:
+    def outcome(self) -> Outcome:
         """Facts about the last pass, as :class:`~mgvq_export.bench.processes.Measured` keeps them."""
         return {"codes": self._codes[0], "facts": self._network.facts}
 
@@ -112,7 +117,7 @@ class _TorchNetwork:
         # On a CPU the float16 graphs are computed in float32 too.
         self._dtype = torch.float16 if options.precision == "fp16" and self._device == "cuda" else torch.float32
         self._layout = torch.channels_last if name == "torch-channels-last" else torch.contiguous_format
-        self.facts = {"device": self._device, "precision": "fp16" if self._dtype is torch.float16 else "fp32"}
+        self.facts: EntryFacts = {"device": self._device, "precision": "fp16" if self._dtype is torch.float16 else "fp32"}
         network = network.requires_grad_(False).to(self._device, self._dtype)
         network = network.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's types know it for tensors only
         self.warm_up_whole = name == "torch-compile"  # it compiles for one size
@@ -139,9 +144,9 @@ class _OnnxNetwork:
 
     def __init__(self, options: PeerOptions, plain: bool):
         bundle = Bundle.open(options.bundle)
-        self.facts = {"precision": options.precision}
+        self.facts: EntryFacts = {"precision": options.precision}
         self._groups = np.array(bundle.spec.groups, np.int64)
-        self._sessions = {}
+        self._sessions: dict[Part, RunGraph] = {}
         for part in (Part.ENCODER, Part.QUANTIZER, Part.DEQUANTIZER, Part.DECODER):
             path = bundle.graph_path(options.precision, part)
             self._sessions[part] = _plain_session(path, options) if plain else _our_session(path, options)
@@ -155,14 +160,14 @@ class _OnnxNetwork:
         return to_uint8(self._sessions[Part.DECODER]({"quantized": quantized}, ["image"])[0])
 
 
-def _our_session(path: Path, options: PeerOptions) -> Any:
+def _our_session(path: Path, options: PeerOptions) -> RunGraph:
     from mgvq_export.runtime.ort.sessions import OrtSession
 
     session = OrtSession(path, _ort_backend(options.backend), threads=options.threads)
     return lambda feeds, outputs: session.run(feeds, outputs)
 
 
-def _plain_session(path: Path, options: PeerOptions) -> Any:
+def _plain_session(path: Path, options: PeerOptions) -> RunGraph:
     import onnxruntime as ort
 
     from mgvq_export.runtime.ort.sessions import PROVIDERS
@@ -231,6 +236,6 @@ class CeilingJob:
         laps.lap("matmul")
         return laps.seconds
 
-    def outcome(self) -> dict[str, Any]:
+    def outcome(self) -> Outcome:
         """Facts about the last pass, as :class:`~mgvq_export.bench.processes.Measured` keeps them."""
         return {"facts": {"what": self._what, "flop": {"matmul": 2 * self._side**3}}}

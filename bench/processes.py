@@ -12,12 +12,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Protocol, TypedDict
 
 from mgvq_export.bench.timing import take_turns
 from mgvq_export.core.errors import BackendError, MgvqError
 from mgvq_export.core.processes import python_command
 from mgvq_export.runtime.tiling.memory import forget_peak, peak_bytes, resident_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mgvq_export.bench.record import EntryFacts
 
 #: ONNX Runtime's threads keep looking for work for some 20 ms after a run; the next baseline waits until they sleep.
 SETTLE_SECONDS = 0.05
@@ -26,6 +31,19 @@ SETTLE_SECONDS = 0.05
 _INSTALL = {"torch": "'mgvq-export[export]'", "onnx": "'mgvq-export[export]'", "faiss": "faiss-cpu"}
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+#: Part, shapes of its inputs, how often it ran.
+GraphRuns = list[tuple[str, dict[str, tuple[int, ...]], int]]
+
+
+class Outcome(TypedDict, total=False):
+    """What a job reports of its first full pass: the codes, int [G, h, w], facts, and the graphs run to encode and to decode."""
+
+    codes: np.ndarray
+    facts: EntryFacts
+    encode: GraphRuns
+    decode: GraphRuns
 
 
 class Job(Protocol):
@@ -37,7 +55,7 @@ class Job(Protocol):
     def run(self) -> dict[str, float]:
         """One pass: seconds by stage."""
 
-    def outcome(self) -> dict[str, Any]:
+    def outcome(self) -> Outcome:
         """Facts about the first full pass, for the parent."""
 
 
@@ -50,7 +68,7 @@ class Baseline:
 
     name: str
     build: Callable[..., Job]
-    arguments: tuple[Any, ...]
+    arguments: tuple[object, ...]
     optional: bool = False
 
 
@@ -62,14 +80,14 @@ class Measured:
         samples: stage -> seconds of every round.
         base_bytes: resident memory of its process, loaded and warmed up, before the first full pass.
         peak_bytes: the highest during that pass.
-        outcome: what the job says about that pass.
+        outcome: what the job reports about that pass.
         skipped: why it could not run; then everything else is empty.
     """
 
     samples: dict[str, list[float]]
     base_bytes: int = 0
     peak_bytes: int = 0
-    outcome: dict[str, Any] | None = None
+    outcome: Outcome | None = None
     skipped: str | None = None
 
 
@@ -116,21 +134,25 @@ class _Child:
         self.name, self._requests, self._answers = name, requests, answers
 
     def first(self) -> Measured:
-        return Measured({}, **self._receive())
-
-    def run(self) -> dict[str, float]:
-        with contextlib.suppress(BrokenPipeError):  # it ended; receiving says so
-            _send(self._requests, "run")
         answer = self._receive()
-        if "skipped" in answer:
-            raise BackendError(f"{self.name}: {answer['skipped']}")
+        assert isinstance(answer, Measured)
         return answer
 
-    def _receive(self) -> dict[str, Any]:
+    def run(self) -> dict[str, float]:
+        with contextlib.suppress(BrokenPipeError):  # it ended; reading its answer reports that
+            _send(self._requests, "run")
+        answer = self._receive()
+        if isinstance(answer, Measured):
+            raise BackendError(f"{self.name}: {answer.skipped}")
+        return answer
+
+    def _receive(self) -> Measured | dict[str, float]:
+        """What was measured of the first pass, or why it could not run; of a later pass its seconds by stage."""
         try:
-            return pickle.load(self._answers)
+            answer: Measured | dict[str, float] = pickle.load(self._answers)
+            return answer
         except (EOFError, pickle.UnpicklingError):  # it ended before or in the middle of an answer
-            return {"skipped": "its process exited unexpectedly; possibly it ran out of memory"}
+            return Measured({}, skipped="its process exited unexpectedly; possibly it ran out of memory")
 
 
 @contextlib.contextmanager
@@ -162,7 +184,7 @@ def _importable(build: Callable[..., Job]) -> tuple[str, str]:
     return module, build.__qualname__
 
 
-def _send(stream: IO[bytes], message: Any) -> None:
+def _send(stream: IO[bytes], message: object) -> None:
     pickle.dump(message, stream)
     stream.flush()
 
@@ -180,13 +202,13 @@ def serve() -> None:
                 base = resident_bytes()
                 forget_peak()
                 job.run()
-                _send(answers, {"base_bytes": base, "peak_bytes": peak_bytes(), "outcome": job.outcome()})
+                _send(answers, Measured({}, base, peak_bytes(), job.outcome()))
                 while pickle.load(requests) == "run":
                     _send(answers, job.run())
             except (EOFError, BrokenPipeError):
                 raise
             except Exception as error:
-                _send(answers, {"skipped": reason(error)})
+                _send(answers, Measured({}, skipped=reason(error)))
 
 
 def reason(error: Exception) -> str:

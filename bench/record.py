@@ -13,15 +13,17 @@ import platform
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 from msgspec import Meta
 
-from mgvq_export.bench.processes import Measured
 from mgvq_export.core.bundle import Bundle, package_version
 from mgvq_export.core.errors import InputError, shown
 from mgvq_export.core.files import PathLike, atomic_write_bytes
-from mgvq_export.core.json_files import JsonSource, convert_json, read_json
+from mgvq_export.core.json_files import JsonObject, JsonSource, convert_json, read_json
+
+if TYPE_CHECKING:
+    from mgvq_export.bench.processes import Measured
 
 FORMAT = "mgvq-bench"
 VERSION = 1
@@ -178,7 +180,7 @@ class Results:
             found.setdefault(entry.group, []).append(entry)
         return found
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """JSON-ready."""
         return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
 
@@ -236,7 +238,7 @@ def _source(path: PathLike) -> JsonSource:
     return JsonSource(str(path), "give a file that mgvq-export bench wrote, or run the bench again")
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> object:
     """Floats to a tenth of a microsecond: more digits say nothing about a time."""
     if isinstance(value, float):
         return round(value, 7)

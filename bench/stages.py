@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -54,9 +53,6 @@ class TimedSessions:
         self._timed.clear()
         self._sessions.close()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sessions, name)
-
 
 class _TimedSession:
     def __init__(self, session: Session, part: str, owner: TimedSessions):
@@ -75,9 +71,6 @@ class _TimedSession:
         key = (self._part, tuple((name, array.shape) for name, array in feeds.items()))
         runs[key] = runs.get(key, 0) + 1
         return found
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
 
 
 class _NoSessions:

@@ -12,12 +12,11 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mgvq_export.bench.processes import Baseline, measure
-from mgvq_export.bench.record import Entry, Results
+from mgvq_export.bench.processes import Baseline, Outcome, measure
+from mgvq_export.bench.record import Entry, EntryFacts, Results
 from mgvq_export.bench.timing import Laps, paired_ratio
 
 #: name -> (G, K, d, h, w): the latents of one 2560x1440 image.
@@ -145,7 +144,7 @@ class SearchJob:
         laps.lap("search")
         return laps.seconds
 
-    def outcome(self) -> dict[str, Any]:
+    def outcome(self) -> Outcome:
         """Facts about the last pass, as :class:`~mgvq_export.bench.processes.Measured` keeps them."""
         return {"codes": self._codes}
 
@@ -165,7 +164,7 @@ def measure_baselines(size_name: str, baselines: list[str], repeat: int) -> list
     wanted = grouped_argmin(latent, codebook)
     entries = []
     for baseline, measured in found.items():
-        facts = {}
+        facts: EntryFacts = {}
         if measured.outcome:
             margins = near_tie_margins(latent, codebook, wanted, measured.outcome["codes"])
             facts = {"codes": wanted.size, "differ": len(margins), "margin": float(margins.max(initial=0))}

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mgvq_export.bench.latency import BenchOptions, bench
 from mgvq_export.bench.plots import check_plot, new_figure, save_figure
@@ -57,7 +57,7 @@ class Series:
 
     title: str
     name: str
-    over: str
+    over: Literal["pixels", "groups"]
     stages: tuple[str, ...] = ()
 
     def points(self, results: Results) -> tuple[list[float], list[float]]:

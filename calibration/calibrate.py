@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from mgvq_export.calibration.ranges import collect
 from mgvq_export.core.bundle import Bundle, package_version
 from mgvq_export.core.errors import BundleError, InputError
 from mgvq_export.core.files import PathLike, make_folder, sha256_file
+from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.precision_plan import MadeFor
 from mgvq_export.core.version import __version__
 from mgvq_export.export.graphs.plans import check_plan
@@ -143,14 +143,14 @@ def _checkpoint_sha256(bundle: Bundle, checkpoint: PathLike | None) -> str:
     return bundle.manifest.source.sha256
 
 
-def _measured(found: Calibration) -> dict[str, Any]:
-    values: dict[str, Any] = {"calibration": found.effect.to_dict(), "held_out": found.held_out.to_dict()}
+def _measured(found: Calibration) -> JsonObject:
+    values: JsonObject = {"calibration": found.effect.to_dict(), "held_out": found.held_out.to_dict()}
     if found.shares:
         values["share_of_convolution_work"] = {side: round(share, 6) for side, share in found.shares.items()}
     return values
 
 
-def _calibration_set(crops: Crops, options: Options, shown: int, others: Sequence[tuple[str, np.ndarray, str]]) -> dict[str, Any]:
+def _calibration_set(crops: Crops, options: Options, shown: int, others: Sequence[tuple[str, np.ndarray, str]]) -> JsonObject:
     used = zip(crops.per_image, crops.hashes, strict=True)
     return {
         "sha256": crops.sha256,

@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from msgspec import Meta
 
 from mgvq_export.calibration.rounding import has_float16, rounded
 from mgvq_export.core.errors import InputError
-from mgvq_export.core.json_files import JsonSource, convert_json, parse_json, read_bounded, to_json
+from mgvq_export.core.json_files import JsonObject, JsonSource, convert_json, parse_json, read_bounded, to_json
 from mgvq_export.core.precision_plan import Budgets, PrecisionPlan, side_of
 from mgvq_export.core.spec import Part
 from mgvq_export.export.graphs.builder import WeightStore
@@ -83,7 +83,7 @@ class Effect:
         """The figure that 8 bits on one side are judged by: ``psnr`` of the decoder, percent of equal codes of the encoder."""
         return self.psnr if side == "decoder" else 100 * self.agreement
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """JSON-ready; infinite figures as text."""
         return to_json(self)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from msgspec import Meta
@@ -16,7 +16,7 @@ from mgvq_export.calibration.segments import SegmentedGraph
 from mgvq_export.calibration.statistics import StoredStatistics, TensorStatistics
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.files import PathLike, atomic_write_bytes
-from mgvq_export.core.json_files import JsonSource, convert_json, read_json
+from mgvq_export.core.json_files import JsonObject, JsonSource, convert_json, read_json
 from mgvq_export.core.spec import Part
 from mgvq_export.export.graphs.builder import WeightStore
 from mgvq_export.export.graphs.parts import build_graph
@@ -55,7 +55,7 @@ class Ranges:
     total: int
     sides: dict[str, Statistics]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """JSON-ready."""
         sides = {side: {name: one.to_dict() for name, one in values.items()} for side, values in self.sides.items()}
         return {"format": FORMAT, "version": VERSION, "key": self.key, "done": self.done, "total": self.total, "values": sides}

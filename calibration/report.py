@@ -1,14 +1,13 @@
-"""The command ``calibrate``: options as the command line has them, files written, and what is said at the end."""
+"""``mgvq-export calibrate``: checks the options, calibrates, and writes the plan and the report."""
 
 from __future__ import annotations
 
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from mgvq_export.calibration.calibrate import calibrate
 from mgvq_export.calibration.options import DEFAULT_BUDGETS, Options
@@ -16,16 +15,17 @@ from mgvq_export.calibration.plan_search import Calibration, Progress
 from mgvq_export.calibration.tables import Table, summary, tables, to_dict
 from mgvq_export.core.errors import CheckFailed, InputError
 from mgvq_export.core.files import atomic_write_bytes
+from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.precision_plan import Budgets
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a calibration wrote and says: tables and notes of text, the same as JSON-ready facts, and the files."""
+    """What a calibration found, as tables and notes of text and as JSON-ready facts; the files written; the budgets missed."""
 
     tables: list[Table]
     notes: list[str]
-    facts: dict[str, Any]
+    facts: JsonObject
     files: list[Path]
     misses: list[str] = field(default_factory=list)
 
@@ -37,24 +37,48 @@ class Outcome:
             )
 
 
-def run(bundle: Path, images: Sequence[Path], output: Path, options: Mapping[str, Any], *, progress: Progress) -> Outcome:
+def run(
+    bundle: Path,
+    images: Sequence[Path],
+    output: Path,
+    *,
+    precision: str,
+    min_code_agreement: float | None = None,
+    min_psnr: float | None = None,
+    max_psnr_drop: float | None = None,
+    parts: str = "decoder",
+    base: str = Options.base,
+    measured_islands: bool = Options.measured_islands,
+    windows: int = Options.windows,
+    window_size: int = Options.window_size,
+    search_windows: int = Options.search_windows,
+    margin: float = Options.margin,
+    name: str | None = None,
+    checkpoint: str | None = None,
+    held_out: Sequence[Path] = (),
+    report_dir: Path | None = None,
+    progress: Progress,
+) -> Outcome:
     """Calibrate, write the plan to ``output`` and the report into a folder.
 
-    ``options``: the command's, by name: those of :class:`Options`, with ``parts`` as text and the budgets one by one (None: the default);
-    ``checkpoint``, ``held_out``, and ``report_dir``, which is ``<plan>-report`` beside the plan when None.
+    Args:
+        min_code_agreement, min_psnr, max_psnr_drop: the budgets; the default of ``precision`` where None.
+        parts: ``decoder``, ``encoder``, or both with a comma.
+        report_dir: the report's folder; ``<plan>-report`` beside the plan when None.
+
+    The others are fields of :class:`Options` and arguments of :func:`calibrate`. Raises as they do, and :class:`InputError` when
+    the plan or the report could not be written.
     """
-    rest = dict(options)
-    asked = {name: rest.pop(name) for name in vars(Budgets())}
-    checkpoint, held_out, report_dir = (rest.pop(name) for name in ("checkpoint", "held_out", "report_dir"))
     if output.is_dir():
         raise InputError(f"cannot write {output}: it is a folder; give the name of a file such as {output / 'plan.json'}")
     parent = Path(os.path.realpath(output)).parent  # of what a link points to, which is where it is written
     if not parent.is_dir():
         raise InputError(f"cannot write {output}: there is no folder {parent}; create it first")
-    defaults = DEFAULT_BUDGETS.get(rest["precision"], Budgets())
-    budgets = replace(defaults, **{name: value for name, value in asked.items() if value is not None})
-    parts = tuple(part.strip() for part in rest.pop("parts").split(","))
-    wanted = Options(budgets=budgets, parts=parts, **rest)
+    asked = Budgets(min_code_agreement, min_psnr, max_psnr_drop)
+    given = {name: value for name, value in vars(asked).items() if value is not None}
+    budgets = replace(DEFAULT_BUDGETS.get(precision, Budgets()), **given)
+    sides = tuple(part.strip() for part in parts.split(","))
+    wanted = Options(precision, budgets, sides, base, measured_islands, windows, window_size, search_windows, margin, name)
     folder = report_dir or output.with_name(f"{output.stem}-report")
     # Before the long run, not after it.
     for target, place in ((output, parent), (folder, folder)):

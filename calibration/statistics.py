@@ -6,10 +6,12 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from msgspec import Meta
+
+from mgvq_export.core.json_files import JsonObject
 
 BINS = 2048  # 16 bins or more per step of an 8-bit scale that spans the range
 
@@ -119,7 +121,7 @@ class TensorStatistics:
         """``counted`` as a share of all values, 0 to 1."""
         return counted / self.count if self.count else 0.0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """JSON-ready; the histogram without the empty bins at its end."""
         names = ("count", "nan", "infinite", "zeros", "near_overflow", "overflow", "subnormal", "lost")
         used = np.flatnonzero(self.histogram)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from mgvq_export.calibration.effects import Effect
 from mgvq_export.calibration.plan_search import Calibration
 from mgvq_export.calibration.ranges import Ranges
 from mgvq_export.calibration.search import Point, pareto
+from mgvq_export.core.json_files import JsonObject
 
 #: Title, columns and rows of text.
 Table = tuple[str, tuple[str, ...], list[list[str]]]
@@ -38,10 +38,10 @@ def tables(found: Calibration) -> list[Table]:
     return shown
 
 
-def to_dict(found: Calibration) -> dict[str, Any]:
+def to_dict(found: Calibration) -> JsonObject:
     """JSON-ready: figures, searches, notes; the plan itself is a file of its own."""
 
-    def point(one: Point) -> dict[str, Any]:
+    def point(one: Point) -> JsonObject:
         return {"nodes": list(one.names), "share": one.share, **one.effect.to_dict()}
 
     return {

@@ -76,7 +76,7 @@ def run(bundle: Path, output: Path | None, plot: Path | None, as_json: bool, **o
     from mgvq_export.bench.command import run_bench
     from mgvq_export.bench.summary import heading, tables
 
-    results = run_bench(bundle, options, output=output, plot=plot, watch=progress_bar)
+    results = run_bench(bundle, output=output, plot=plot, watch=progress_bar, **options)
     if as_json:
         return echo_json(results.to_dict())
     echo_tables([Table(*table, title=title) for title, table in tables(results)], between="after")

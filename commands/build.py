@@ -16,7 +16,7 @@ from mgvq_export.core.errors import InputError
 def _refuse_shape(ctx: click.Context, _: click.Parameter, value: tuple[str, ...]) -> None:
     """``--shape`` was height first; ``--size`` is width first: the old words would build engines for other images."""
     if value:
-        height, _, width = value[0].lower().partition("x")
+        height, _x, width = value[0].lower().partition("x")
         meant = f"--size {width}x{height}" if height.isdecimal() and width.isdecimal() else "--size WxH"
         raise InputError(f"--shape is gone: sizes are width first; for --shape {value[0]} give {meant}")
 

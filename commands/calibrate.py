@@ -72,7 +72,7 @@ def calibrate(bundle: Path, images: tuple[Path, ...], output: Path, as_json: boo
     from mgvq_export.calibration.report import run as run_calibration
 
     with progress_bar("calibrate", 1000) as update:
-        found = run_calibration(bundle, images, output, options, progress=lambda step, share: update(step, 1000 * share))
+        found = run_calibration(bundle, images, output, progress=lambda step, share: update(step, 1000 * share), **options)
     if as_json:
         echo_json(found.facts)
     else:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,6 +19,11 @@ PARTS = (
     *("quantizer", "dequantizer"),
     *("decoder", "decoder_head", "decoder_trunk", "decoder_trunk_coarse", "decoder_trunk_fine"),
 )
+
+if TYPE_CHECKING:
+    from mgvq_export.runtime.tokenizer import OpenOptions
+
+F = TypeVar("F", bound=Callable)
 
 
 class OneOf(click.Choice):
@@ -64,7 +69,7 @@ def _name(param: click.Parameter | None) -> str:
     return param.opts[0] if param is not None else "the value"
 
 
-def folder_option(what: str, **kwargs: Any) -> Any:
+def folder_option(what: str, **kwargs: Any) -> Callable[[F], F]:
     """``-o``, ``--output`` of a verb that writes a folder."""
     return click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help=what, **kwargs)
 
@@ -99,7 +104,7 @@ ALLOW_HOST_CODE = click.option(
 TILE = click.option("--tile", type=TileType(), help="Size of the windows in pixels. [default: what the memory limit allows]")
 
 #: How images are run: what :func:`tokenizer_options` takes out of a command's options.
-RUN_OPTIONS: Sequence[Any] = (
+RUN_OPTIONS: Sequence[Callable[[F], F]] = (
     click.option("--backend", type=OneOf(BACKENDS), default="auto", show_default=True, help="What runs the graphs."),
     click.option(
         "--precision",
@@ -123,7 +128,14 @@ RUN_OPTIONS: Sequence[Any] = (
 )
 
 
-def tokenizer_options(options: dict[str, Any]) -> dict[str, Any]:
+def tokenizer_options(options: dict[str, Any]) -> OpenOptions:
     """Takes what :data:`RUN_OPTIONS` say out of a command's ``options``, as ``Tokenizer.open`` has it."""
-    names = ("backend", "precision", "threads", "tiling", "tile", "memory_limit", "allow_host_code")
-    return {name: options.pop(name) for name in names}
+    return {
+        "backend": options.pop("backend"),
+        "precision": options.pop("precision"),
+        "threads": options.pop("threads"),
+        "tiling": options.pop("tiling"),
+        "tile": options.pop("tile"),
+        "memory_limit": options.pop("memory_limit"),
+        "allow_host_code": options.pop("allow_host_code"),
+    }

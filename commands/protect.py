@@ -31,7 +31,7 @@ def check_targets(targets: Iterable[Path], *, inputs: Iterable[Path] = (), force
     targets = list(targets)
     taken = {identity: path for path in inputs if (identity := _identity(path))}
     for target in targets:
-        if (source := taken.get(_identity(target))) is not None:
+        if (identity := _identity(target)) and (source := taken.get(identity)) is not None:
             raise InputError(f"{target} would be written over the input {source}; choose another folder or name with -o")
     if not force:
         foreign = [target for target in targets if os.path.lexists(target) and not target.is_dir() and not written_here(target)]

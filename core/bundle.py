@@ -16,7 +16,6 @@ import hashlib
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from mgvq_export.core.errors import BundleError, InputError, shown
 from mgvq_export.core.files import PathLike, atomic_write_bytes, sha256_file
@@ -199,6 +198,7 @@ class Bundle:
         """
         values = _manifest_values(self.path)
         Manifest.parse(values, _source(self.path))
+        assert isinstance(values, dict)  # parsing refuses anything else
         others = [entry for entry in values.get("engines", []) if entry.get("file") != record.file]
         values["engines"] = [*others, to_json(record)]
         self.manifest = Manifest.parse(values, _source(self.path))
@@ -209,15 +209,14 @@ def _source(path: Path) -> JsonSource:
     return JsonSource(str(path / MANIFEST), "export the bundle again", BundleError)
 
 
-def _manifest_values(path: Path) -> dict[str, Any]:
+def _manifest_values(path: Path) -> object:
     if not (path / MANIFEST).exists():
         what = "is not a bundle: it has no manifest.json" if path.is_dir() else "does not exist"
         raise BundleError(f"{path} {what}; make one with: mgvq-export export CHECKPOINT -o {path}")
     try:
-        values: dict[str, Any] = read_json(path / MANIFEST, _source(path))
+        return read_json(path / MANIFEST, _source(path))
     except InputError as error:
         raise BundleError(f"{error}; export the bundle again") from error
-    return values
 
 
 def file_entry(root: Path, name: str) -> FileEntry:

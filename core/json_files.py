@@ -15,14 +15,20 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar, overload
 
 import msgspec
 
 from mgvq_export.core.errors import InputError, MgvqError, shown
 from mgvq_export.core.files import PathLike, unreadable
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+
+#: A JSON object as :mod:`json` gives and takes it: values are None, booleans, numbers, text, lists, and objects again.
+JsonObject = dict[str, object]
 
 MAX_BYTES = 8 << 20
 MAX_DEPTH = 32
@@ -57,7 +63,7 @@ class JsonSource:
         raise self.error(f"{self.where} {what}; {self.remedy}") from cause
 
 
-def read_json(path: PathLike, source: JsonSource) -> Any:
+def read_json(path: PathLike, source: JsonSource) -> object:
     """The JSON document in the file ``path``, as plain values; see :func:`parse_json`.
 
     Raises :class:`InputError` when the file cannot be read, is no regular file or is larger than ``source.max_bytes``, and
@@ -85,7 +91,7 @@ def read_bounded(path: PathLike, max_bytes: int) -> bytes:
     return data
 
 
-def parse_json(data: bytes | str, source: JsonSource) -> Any:
+def parse_json(data: bytes | str, source: JsonSource) -> object:
     """The JSON document in ``data``, as plain values.
 
     Refused beyond JSON's own grammar: NaN and infinite numbers, keys that stand twice in one object, nesting deeper than
@@ -93,7 +99,7 @@ def parse_json(data: bytes | str, source: JsonSource) -> Any:
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
-        values = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
+        values: object = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
     except _Refused as error:
         source.fail(f"is damaged: {error}", error)
     except RecursionError as error:
@@ -147,7 +153,19 @@ def convert_json(values: object, to: type[T], source: JsonSource) -> T:
         source.fail(f"is damaged: {error}", error)
 
 
-def to_json(value: object) -> Any:
+@overload
+def to_json(value: DataclassInstance | Mapping[str, object]) -> JsonObject: ...
+
+
+@overload
+def to_json(value: list[T] | tuple[T, ...]) -> list[object]: ...
+
+
+@overload
+def to_json(value: object) -> object: ...
+
+
+def to_json(value: object) -> object:
     """A dataclass, or what is made of dataclasses, mappings and sequences, as JSON-ready values in the order of its fields.
 
     JSON has no NaN and no infinity: such numbers become text, ``"nan"`` or ``"inf"``.
@@ -172,7 +190,7 @@ class _Refused(ValueError):
     pass
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> JsonObject:
     """A JSON object. A key that stands there twice is refused: all but its last value would be lost silently."""
     values = dict(pairs)
     if len(values) < len(pairs):
@@ -199,7 +217,7 @@ def _check_text(text: str, source: JsonSource) -> None:
         source.fail(f"is damaged: the text {shown(text)} holds a NUL")
 
 
-def _explained(error: msgspec.ValidationError, values: object, to: Any) -> tuple[str, str]:
+def _explained(error: msgspec.ValidationError, values: object, to: type[object]) -> tuple[str, str]:
     """The path of the key that is wrong, ending in a colon (empty for the document itself), and what is wrong with it."""
     text = str(error)
     found = _PLACE.search(text)
@@ -218,7 +236,7 @@ def _step(step: str) -> int | str:
     return int(step) if step.isascii() and step.isdigit() else shown(step, 60, quoted=False)
 
 
-def _narrowed(values: object, to: Any, steps: list[str], text: str, is_key: bool) -> Iterator[str]:
+def _narrowed(values: object, to: type[object], steps: list[str], text: str, is_key: bool) -> Iterator[str]:
     """``steps`` with the keys that msgspec writes as ``...``: halve the object until the one that is wrong is left."""
     here = values
     path: list[str] = []
@@ -245,7 +263,7 @@ def _wrong_key(values: Mapping[str, object], wrong: Callable[[Mapping[str, objec
     return str(keys[0])
 
 
-def _same_fault(values: object, to: Any, text: str) -> bool:
+def _same_fault(values: object, to: type[object], text: str) -> bool:
     try:
         msgspec.convert(values, to)
     except msgspec.ValidationError as error:

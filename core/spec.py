@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mgvq_export.core.errors import InputError, SpecError, shown
-from mgvq_export.core.json_files import JsonSource, check_plain, parse_json, read_bounded
+from mgvq_export.core.json_files import JsonObject, JsonSource, check_plain, parse_json, read_bounded
 
 HEAD_DIM = 32  # channels of one attention head
 EXPANSION = 4  # hidden width of the gated convolution, per channel
@@ -250,22 +250,22 @@ class ModelSpec:
         inner = {part for part, values in NETWORK_VALUES.items() if "inner_features" in values}
         return tuple(part for part in Part if self.inner_stage is not None or part not in inner)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The spec as JSON-ready values; :meth:`from_dict` reads it back."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
+    def from_dict(cls, values: object) -> ModelSpec:
         """The spec in ``values``. Raises :class:`SpecError` on unknown or missing keys and on contradictions."""
-        cls.check_keys(values)
+        known = cls.check_keys(values)
         for name in ("widths", "encoder_depths", "decoder_depths", "blocks"):
-            if not isinstance(values[name], (list, tuple)):
-                raise SpecError(f"model spec: {name} is {shown(values[name])}; wanted a list with one entry per stage")
-        return cls(**values)
+            if not isinstance(known[name], (list, tuple)):
+                raise SpecError(f"model spec: {name} is {shown(known[name])}; wanted a list with one entry per stage")
+        return cls(**known)
 
     @classmethod
-    def check_keys(cls, values: object) -> None:
-        """Raise :class:`SpecError` when ``values`` is no object with the keys of a spec."""
+    def check_keys(cls, values: object) -> Mapping[str, Any]:
+        """``values``, whose types are still to be checked. Raises :class:`SpecError` when ``values`` is no object with the keys of a spec."""
         if not isinstance(values, Mapping):
             raise SpecError(f"model spec is a {type(values).__name__}; wanted an object with the keys of ModelSpec")
         fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -275,6 +275,7 @@ class ModelSpec:
             raise SpecError(
                 f"model spec has unknown keys [{unknown}] and lacks {missing}; wanted exactly {', '.join(fields)} (latent_channels optional)"
             )
+        return values
 
     @classmethod
     def from_file(cls, path: str | Path) -> ModelSpec:

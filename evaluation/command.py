@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import InputError
@@ -19,7 +18,7 @@ from mgvq_export.evaluation.protocol import Protocol
 from mgvq_export.evaluation.published import BENCHMARKS
 from mgvq_export.evaluation.results import Results
 from mgvq_export.runtime.image_files import MAX_PIXELS
-from mgvq_export.runtime.tokenizer import Tokenizer
+from mgvq_export.runtime.tokenizer import OpenOptions, Tokenizer
 
 #: Makes a context whose value is called with (name of an image, images done).
 Watch = Callable[[str, int], AbstractContextManager[Callable[[str, float], None]]]
@@ -36,7 +35,7 @@ class EvaluationOptions:
         limit, seed, root, declared: see :meth:`Dataset.find`.
     """
 
-    run: dict[str, Any] = field(default_factory=dict)
+    run: OpenOptions = field(default_factory=OpenOptions)
     size: str | None = None
     groups: str | None = None
     metrics: tuple[str, ...] = ()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mgvq_export.core.files import make_folder
+from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.spec import group_counts
+from mgvq_export.parity.results import ParityReport
 from mgvq_export.parity.verify import SAMPLES
 from mgvq_export.runtime.image_files import read_image, write_image
 
@@ -21,11 +22,11 @@ CAPTION = 22
 
 @dataclass
 class DemoResult:
-    """``facts`` as JSON-ready data; ``tables`` (title, columns, rows) for people."""
+    """``facts`` as JSON-ready data, ``tables`` (title, columns, rows) for people, and the comparison with PyTorch."""
 
-    facts: dict[str, Any] = field(default_factory=dict)
-    tables: list[tuple[str, Sequence[str], list[list[str]]]] = field(default_factory=list)
-    report: Any = None
+    facts: JsonObject
+    tables: list[tuple[str, Sequence[str], list[list[str]]]]
+    report: ParityReport
 
     def raise_if_failed(self) -> None:
         """Raise :class:`CheckFailed` when the graphs and the PyTorch network disagree."""
@@ -50,7 +51,6 @@ def run_demo(output: Path, say: Callable[[str], None]) -> DemoResult:
     from mgvq_export.runtime.tokenizer import Tokenizer
 
     make_folder(output)
-    result = DemoResult()
     start = time.perf_counter()
     checkpoint = load_checkpoint("demo")
     bundle = export_bundle(checkpoint, output / "bundle", precisions=("fp32", "fp16"), replace=True)
@@ -78,17 +78,17 @@ def run_demo(output: Path, say: Callable[[str], None]) -> DemoResult:
             strips.append((captions, [photo, *decoded]))
             say(f"encoded, decoded {path.name}  {seconds:.1f} s")
         network = checkpoint.network()
-        result.report = compare_with_network(tokenizer, network, [photo[:256, :256] for photo in photos])
+        report = compare_with_network(tokenizer, network, [photo[:256, :256] for photo in photos])
     sheet = output / "contact-sheet.png"
     write_image(sheet, contact_sheet(strips))
     say(f"drew {sheet}")
     columns = ("photo", "size", *(f"{n} group{'s' * (n > 1)}" for n in counts), "bits/pixel")
-    result.tables = [
+    tables: list[tuple[str, Sequence[str], list[list[str]]]] = [
         ("PSNR in dB by groups used (photos held out from training)", columns, rows),
-        ("ONNX Runtime against PyTorch", *result.report.table()),
+        ("ONNX Runtime against PyTorch", *report.table()),
     ]
-    result.facts = {"bundle": str(bundle.path), "contact_sheet": str(sheet), "photos": figures, "parity": result.report.to_dict()}
-    return result
+    facts: JsonObject = {"bundle": str(bundle.path), "contact_sheet": str(sheet), "photos": figures, "parity": report.to_dict()}
+    return DemoResult(facts, tables, report)
 
 
 def contact_sheet(strips: Sequence[tuple[Sequence[str], Sequence[np.ndarray]]]) -> np.ndarray:

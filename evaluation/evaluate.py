@@ -17,20 +17,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.core.files import PathLike, unreadable
+from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.token_files import pack_codes
+from mgvq_export.evaluation.columns import record_problem
 from mgvq_export.evaluation.datasets import Dataset, Item
 from mgvq_export.evaluation.figures import mean_squared_error, ssim
 from mgvq_export.evaluation.journal import Journal
 from mgvq_export.evaluation.perceptual import InceptionFeatures, Lpips, missing_package
 from mgvq_export.evaluation.protocol import VERSION, Protocol, resize_and_crop
-from mgvq_export.evaluation.results import Results, record_problem, summarise
+from mgvq_export.evaluation.results import Results, RunIdentity
+from mgvq_export.evaluation.summary import summarise
 from mgvq_export.runtime.image_files import MAX_PIXELS, decode_image
+from mgvq_export.runtime.tiling.windows import TrunkPlan
 from mgvq_export.runtime.tokenizer import Tokenizer
 
 #: Called with (name of an image, images done).
@@ -73,7 +76,7 @@ def evaluate(
     identity = run_identity(tokenizer, protocol, meters)
     found: list[tuple[Item, str]] = []
     bad: list[tuple[Item, str]] = []
-    check = partial(record_problem, identity=identity, spec=tokenizer.spec, size=protocol.size)
+    check = partial(record_problem, spec=tokenizer.spec, protocol=protocol, metrics=identity["metrics"])
     with Journal(output, identity, check) as journal, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about damaged files that it then refuses
         reading = _read_ahead(_Reader(protocol.size, max_pixels, journal), dataset.items)
@@ -92,7 +95,7 @@ def evaluate(
             run.finish()
         if not found:
             raise InputError(f"none of the {len(bad)} images of {dataset.path} can be used; the first: {bad[0][1]}")
-        return summarise(tokenizer, dataset, protocol, journal, found=found, bad=bad, unavailable=unavailable)
+        return summarise(tokenizer, dataset, protocol, journal, identity, found=found, bad=bad, unavailable=unavailable)
 
 
 def load_meters(protocol: Protocol) -> tuple[dict[str, Callable], dict[str, str]]:
@@ -115,7 +118,7 @@ def load_meters(protocol: Protocol) -> tuple[dict[str, Callable], dict[str, str]
     return meters, unavailable
 
 
-def run_identity(tokenizer: Tokenizer, protocol: Protocol, meters: dict[str, Callable]) -> dict[str, Any]:
+def run_identity(tokenizer: Tokenizer, protocol: Protocol, meters: dict[str, Callable]) -> RunIdentity:
     """All that decides the figures of one image. Runs whose identities differ cannot share a journal."""
     bundle, tiling, precision = tokenizer.bundle, tokenizer.tiling, tokenizer.precision
     entry = bundle.entry(precision)
@@ -181,8 +184,8 @@ class _Run:
     ):
         self.tokenizer, self.protocol, self.meters, self.journal = tokenizer, protocol, meters, journal
         self.measuring = measuring
-        self.plans: list[Any] = []
-        self.under_way: deque[Future[tuple[str, dict[str, Any], bytes]]] = deque()
+        self.plans: list[TrunkPlan] = []
+        self.under_way: deque[Future[tuple[str, JsonObject, bytes]]] = deque()
 
     def add(self, source: Source, pixels: np.ndarray) -> None:
         """Reconstruct one image with every number of groups, and have it measured."""
@@ -195,7 +198,7 @@ class _Run:
         if len(self.plans) == 1:
             self.plans.append(self.tokenizer.decode_plan(height, width))
         decoded = {n: self.tokenizer.decode(tokens, groups=n, plan=self.plans[1]) for n in self.protocol.groups}
-        values = {
+        values: JsonObject = {
             "source_size": source.size,
             "plan": [str(plan) for plan in self.plans],
             "seconds": round(time.perf_counter() - start, 4),
@@ -210,8 +213,8 @@ class _Run:
             self.journal.append(*self.under_way.popleft().result())
 
     def _measure(
-        self, sha256: str, pixels: np.ndarray, decoded: dict[int, np.ndarray], values: dict[str, Any], codes: bytes
-    ) -> tuple[str, dict[str, Any], bytes]:
+        self, sha256: str, pixels: np.ndarray, decoded: dict[int, np.ndarray], values: JsonObject, codes: bytes
+    ) -> tuple[str, JsonObject, bytes]:
         values["mse"] = [mean_squared_error(image, pixels) for image in decoded.values()]
         if "ssim" in self.meters:
             values["ssim"] = [self.meters["ssim"](image, pixels) for image in decoded.values()]

@@ -11,11 +11,11 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated
 
 from filelock import lock_descriptor
 from msgspec import Meta
@@ -63,7 +63,7 @@ class Journal:
     ``sha256 in journal`` and ``journal[sha256]`` take a few hundred bytes of memory per image; codes and features stay on the disk.
     """
 
-    def __init__(self, folder: PathLike, identity: dict[str, Any], check: Callable[[Record], str] = lambda record: ""):
+    def __init__(self, folder: PathLike, identity: Mapping[str, object], check: Callable[[Record], str] = lambda record: ""):
         """Open or begin the journal in ``folder``.
 
         ``check`` says what is wrong with a record of an earlier run, or gives an empty text.
@@ -98,7 +98,7 @@ class Journal:
     def __getitem__(self, sha256: str) -> Record:
         return self._parse(self._records[sha256])
 
-    def append(self, sha256: str, values: dict[str, Any], data: bytes) -> None:
+    def append(self, sha256: str, values: Mapping[str, object], data: bytes) -> None:
         """Add the record of one image. Raises :class:`InputError` when the disk does not take it."""
         try:
             at = self._data.seek(0, os.SEEK_END)
@@ -171,10 +171,10 @@ class Journal:
         return zlib.crc32(self._data.read(size)) == checksum
 
 
-def _line(values: dict[str, Any]) -> bytes:
+def _line(values: Mapping[str, object]) -> bytes:
     return (json.dumps(values, separators=(",", ":"), allow_nan=False) + "\n").encode()
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)[:100]
     return shown(text, 40, quoted=False) if len(text) <= 40 else f"{shown(text[:12], quoted=False)}..."

@@ -13,12 +13,15 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.error import URLError
 
 import numpy as np
 
 from mgvq_export.core.errors import BackendError
+
+if TYPE_CHECKING:
+    import torch
 
 FEATURES = 2048  # of one image, float32
 
@@ -51,7 +54,7 @@ class Lpips:
         with torch.inference_mode():
             return float(self.network(self._tensor(image), self._tensor(reference)))
 
-    def _tensor(self, image: np.ndarray) -> Any:
+    def _tensor(self, image: np.ndarray) -> torch.Tensor:
         import torch
 
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))[None])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from mgvq_export.core.files import PathLike, atomic_path
 from mgvq_export.evaluation.results import Results
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _BLUE, _ORANGE, _GRAY = "#1f6f9f", "#c8641e", "#8a8a8a"
@@ -30,7 +31,7 @@ def write_plots(results: Results, folder: PathLike) -> list[Path]:
     return paths
 
 
-def _figure(columns: int = 1) -> tuple[Figure, Any]:
+def _figure(columns: int = 1) -> tuple[Figure, list[Axes]]:
     # Not pyplot: no global state, and no display is looked for.
     from matplotlib.figure import Figure
 
@@ -38,7 +39,7 @@ def _figure(columns: int = 1) -> tuple[Figure, Any]:
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes[0] if columns == 1 else axes
+    return figure, list(axes)
 
 
 def _title(results: Results) -> str:
@@ -47,7 +48,9 @@ def _title(results: Results) -> str:
 
 
 def _psnr(results: Results) -> Figure:
-    figure, axis = _figure()
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (axis,) = _figure()
     values = results.columns.psnr[:, -1]
     values = values[np.isfinite(values)]
     overall = results.facts["by_groups"][-1]["psnr_db"]
@@ -57,22 +60,21 @@ def _psnr(results: Results) -> Figure:
         axis.axvline(values.mean(), color=_GRAY, linestyle="--", label=f"mean of images: {values.mean():.2f} dB")
         axis.legend(frameon=False)
     axis.set(xlabel="PSNR of one image, dB", ylabel="images")
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     return figure
 
 
 def _groups(results: Results) -> Figure:
     rows = results.facts["by_groups"]
-    curves = [("psnr_db", "PSNR, dB", ".2f", _BLUE)]
-    if rows[0]["ssim"] is not None:
-        curves.append(("ssim", "SSIM", ".3f", _ORANGE))
+    curves = [([row["psnr_db"] for row in rows], "PSNR, dB", ".2f", _BLUE)]
+    if ssim := [row["ssim"] for row in rows if row["ssim"] is not None]:
+        curves.append((ssim, "SSIM", ".3f", _ORANGE))
     figure, axes = _figure(len(curves))
     counts = [row["groups"] for row in rows]
-    for axis, (key, label, digits, colour) in zip(np.atleast_1d(axes), curves, strict=True):
-        axis.plot(counts, [row[key] for row in rows], "o-", color=colour)
-        for row in rows:  # the curve rises and flattens: right below it is free
-            place = {"xy": (row["groups"], row[key]), "xytext": (5, -5), "textcoords": "offset points", "va": "top"}
-            axis.annotate(f"{row[key]:{digits}}", **place)
+    for axis, (values, label, digits, colour) in zip(axes, curves, strict=True):
+        axis.plot(counts, values, "o-", color=colour)
+        for count, value in zip(counts, values, strict=True):  # the curve rises and flattens: right below it is free
+            axis.annotate(f"{value:{digits}}", (count, value), (5, -5), textcoords="offset points", va="top")
         axis.margins(0.1, 0.15)
         axis.set(xlabel="groups used, coarse to fine", ylabel=label, xticks=counts)
     return figure
@@ -97,7 +99,7 @@ def _codebook(results: Results) -> Figure:
     return figure
 
 
-def _colours(count: int) -> Any:
+def _colours(count: int) -> np.ndarray:
     import matplotlib
 
     return matplotlib.colormaps["viridis"](np.linspace(0, 0.9, count))

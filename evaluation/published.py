@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mgvq_export.core.manifest import Manifest, SourceEntry
 from mgvq_export.core.spec import VARIANTS
@@ -50,13 +49,23 @@ class Comparison:
     reason: str = ""
 
 
-def compare(manifest: Manifest, declared: str | None, run: Mapping[str, Any]) -> Comparison:
+@dataclass(frozen=True)
+class Run:
+    """What decides whether a run may be compared: the crop as (width, height), groups used, tiling mode, images evaluated."""
+
+    size: tuple[int, int]
+    groups: int
+    tiling: str
+    evaluated: int
+
+
+def compare(manifest: Manifest, declared: str | None, run: Run) -> Comparison:
     """What the paper says of the same checkpoint under the same protocol.
 
     Args:
         manifest: of the bundle.
         declared: the benchmark that the user says the dataset is.
-        run: ``size`` (width, height), ``groups`` used, ``tiling`` mode, ``evaluated`` images.
+        run: how it was evaluated.
     """
     reason = _difference(manifest, declared, run)
     if reason or declared is None:
@@ -64,7 +73,7 @@ def compare(manifest: Manifest, declared: str | None, run: Mapping[str, Any]) ->
     return Comparison(BENCHMARKS[declared].figures[manifest.spec.name])
 
 
-def _difference(manifest: Manifest, declared: str | None, run: Mapping[str, Any]) -> str:
+def _difference(manifest: Manifest, declared: str | None, run: Run) -> str:
     model = manifest.spec.name
     if declared is None:
         return f"the dataset is not declared to be one of the paper's ({', '.join(f'--dataset {name}' for name in BENCHMARKS)})"
@@ -75,14 +84,14 @@ def _difference(manifest: Manifest, declared: str | None, run: Mapping[str, Any]
         return f"the network is called {model} but has other sizes"
     if not _is_released(manifest.source, model):
         return f"the bundle was not exported from the released checkpoint of {model} (mgvq-export export {model} downloads it)"
-    if tuple(run["size"]) != benchmark.size:
+    if run.size != benchmark.size:
         return f"the paper's crop is {benchmark.size[0]}x{benchmark.size[1]}"
-    if run["groups"] != VARIANTS[model].groups:
+    if run.groups != VARIANTS[model].groups:
         return f"the paper's figures use all {VARIANTS[model].groups} groups"
-    if run["tiling"] == "blend":
+    if run.tiling == "blend":
         return "blended tiles change the codes"
-    if run["evaluated"] != benchmark.images:
-        return f"{run['evaluated']} of the {benchmark.images} images of {declared} were evaluated"
+    if run.evaluated != benchmark.images:
+        return f"{run.evaluated} of the {benchmark.images} images of {declared} were evaluated"
     return ""
 
 

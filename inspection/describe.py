@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.spec import VARIANTS
 from mgvq_export.inspection.facts import Facts
 from mgvq_export.model.demo import DEMO_SPEC
@@ -12,7 +12,7 @@ from mgvq_export.model.demo import DEMO_SPEC
 __all__ = ["Facts", "describe", "known_models"]
 
 
-def known_models() -> list[dict[str, Any]]:
+def known_models() -> list[JsonObject]:
     """One row per model that can be exported by name: the released variants and ``demo``."""
     return [
         {

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from mgvq_export.core.json_files import to_json
+from mgvq_export.core.json_files import JsonObject, to_json
 from mgvq_export.core.manifest import EngineRecord, KernelRecord
 from mgvq_export.inspection.facts import Facts, Table
 
@@ -16,7 +15,7 @@ def describe_engine_file(path: Path, trust: bool, allow_host_code: bool) -> Fact
 
     found = describe_engine(path, trust=trust, allow_host_code=allow_host_code)
     record, contents = found.record, found.contents
-    values: dict[str, Any] = {"kind": "engine", "bytes": path.stat().st_size}
+    values: JsonObject = {"kind": "engine", "bytes": path.stat().st_size}
     if record:
         values |= {
             "part": record.part,
@@ -36,14 +35,23 @@ def describe_engine_file(path: Path, trust: bool, allow_host_code: bool) -> Fact
     else:
         values["file"] = "outside a bundle: its hash cannot be checked"
     values["runs here"] = found.runs_here
-    stored = to_json(record)
-    known = contents or stored
-    sides = {"input": known["inputs"], "output": known["outputs"]}
-    rows = [[end, v["name"], v["dtype"], str(v["shape"])] for end, side in sides.items() for v in side]
+    stored = None if record is None else to_json(record)
+    if contents:
+        sides = {"input": contents["inputs"], "output": contents["outputs"]}
+        rows = [[end, one["name"], one["dtype"], str(one["shape"])] for end, side in sides.items() for one in side]
+        profiles = contents["profiles"]
+    else:
+        assert record is not None  # an engine outside a bundle is loaded, or refused
+        stored_sides = {"input": record.inputs, "output": record.outputs}
+        rows = [[end, one.name, one.dtype, str(list(one.shape))] for end, side in stored_sides.items() for one in side]
+        profiles = [
+            {name: {"min": list(three.min), "opt": list(three.opt), "max": list(three.max)} for name, three in profile.items()}
+            for profile in record.profiles
+        ]
     tables: list[Table] = [("Inputs and outputs", ("", "name", "dtype", "shape"), rows)]
     shapes = [
         [str(index), name, *(str(three[key]) for key in ("min", "opt", "max"))]
-        for index, profile in enumerate(known["profiles"])
+        for index, profile in enumerate(profiles)
         for name, three in profile.items()
     ]
     tables.append(("Profiles", ("profile", "input", "min", "opt", "max"), shapes))
@@ -57,7 +65,7 @@ def describe_engine_file(path: Path, trust: bool, allow_host_code: bool) -> Fact
         tables.append(("Layers", ("", "name", "type"), layers))
     else:
         values["layers"] = f"not listed: {found.not_loaded}"
-    nested = {"record": stored, "contents": contents}
+    nested: JsonObject = {"record": stored, "contents": contents}
     return Facts(values | {name: facts for name, facts in nested.items() if facts}, tables)
 
 

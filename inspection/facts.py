@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from mgvq_export.core.errors import shown
+from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.precision_plan import PrecisionPlan
 from mgvq_export.core.spec import ModelSpec
 
@@ -20,7 +20,7 @@ Table = tuple[str, Sequence[str], list[list[str]]]
 class Facts:
     """What was found: ``values`` as JSON-ready data, ``tables`` (title, columns, rows) for people."""
 
-    values: dict[str, Any]
+    values: JsonObject
     tables: list[Table] = field(default_factory=list)
 
     def printable(self) -> Facts:
@@ -30,7 +30,7 @@ class Facts:
             values, [(title, columns, [[_shown(cell) for cell in row] for row in rows]) for title, columns, rows in self.tables]
         )
 
-    def summary(self) -> list[tuple[str, Any]]:
+    def summary(self) -> list[tuple[str, object]]:
         """The plain values, without the nested ones that the tables show."""
         return [(name, value) for name, value in self.values.items() if not isinstance(value, (dict, list))]
 
@@ -39,7 +39,7 @@ def _shown(text: str) -> str:
     return shown(text, _LONGEST, quoted=False)
 
 
-def model_rows(spec: ModelSpec) -> dict[str, Any]:
+def model_rows(spec: ModelSpec) -> JsonObject:
     """Name and sizes of a model, by the names people read."""
     return {
         "model": spec.name,
@@ -51,7 +51,7 @@ def model_rows(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def plan_rows(plan: PrecisionPlan) -> dict[str, Any]:
+def plan_rows(plan: PrecisionPlan) -> JsonObject:
     """What a precision plan does, in a few words each."""
     named = ", ".join(f"{count} {precision}" for precision, count in plan.counts().items())
     budgets = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in vars(plan.budgets).items() if value is not None)
@@ -81,7 +81,7 @@ def plan_table(plan: PrecisionPlan) -> Table:
     return f"Nodes that do not run in {plan.base} as they are", ("node", "precision", "scales of inputs", "reason"), rows
 
 
-def figure_rows(values: Mapping[str, Any], where: str = "") -> list[list[str]]:
+def figure_rows(values: Mapping[str, object], where: str = "") -> list[list[str]]:
     """Rows of name and value; the names of nested ones follow one another."""
     rows = []
     for name, value in values.items():

@@ -6,17 +6,17 @@ Nodes carry the names of the PyTorch modules they stand for, so a value of the g
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.files import PathLike
-from mgvq_export.core.json_files import to_json
+from mgvq_export.core.json_files import JsonObject, to_json
 from mgvq_export.core.spec import Part
 from mgvq_export.parity.metrics import relative_l2
 from mgvq_export.parity.network import find_network
@@ -65,12 +65,9 @@ class Bisection:
     origins: list[Origin]
     summary: list[str]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """JSON-ready."""
-        origins = [asdict(one) for one in self.origins]
-        for one in origins:
-            one |= {key: to_json(one[key]) for key in ("error", "error_before")}
-        return {"summary": self.summary, "origins": origins}
+        return {"summary": self.summary, "origins": to_json(self.origins)}
 
     def table(self) -> tuple[tuple[str, ...], list[list[str]]]:
         """Columns and rows of text: the first few origins of each comparison."""
@@ -170,8 +167,8 @@ def _network_values(network: MGVQ, part: Part, feed: np.ndarray) -> Values:
     inside = set(layers.modules())
     found: dict[str, np.ndarray] = {}
 
-    def keep(name: str) -> Any:
-        def hook(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> None:
+    def keep(name: str) -> Callable[[torch.nn.Module, object, torch.Tensor], None]:
+        def hook(module: torch.nn.Module, arguments: object, output: torch.Tensor) -> None:
             found[name] = output.numpy().copy()
             if isinstance(module, torch.nn.BatchNorm2d):  # folded into the convolution before it
                 found[f"{name.removesuffix('.norm')}.conv"] = found[name]

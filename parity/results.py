@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from mgvq_export.core.errors import CheckFailed
-from mgvq_export.core.json_files import to_json
+from mgvq_export.core.json_files import JsonObject, to_json
 from mgvq_export.parity.tolerances import Tolerance
 
 PASSED, FAILED, REPORTED, SKIPPED = "passed", "FAILED", "reported", "skipped"
@@ -45,7 +45,7 @@ class CheckResult:
         """A check that could not run."""
         return cls(name, question, SKIPPED, detail=why)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """JSON-ready; values that are no finite number as text."""
         return {
             "name": self.name,
@@ -60,19 +60,30 @@ class CheckResult:
         }
 
 
+class VerificationFacts(TypedDict, total=False):
+    """What was verified: ``images`` maps names to height and width, ``seconds`` is how long the checks took."""
+
+    bundle: str
+    model: str
+    backend: str
+    precisions: list[str]
+    images: dict[str, list[int]]
+    seconds: float
+
+
 @dataclass
 class ParityReport:
     """All results of one verification.
 
     Attributes:
         checks: in the order asked.
-        facts: what was verified: bundle, model, backend, images, seconds.
+        facts: what was verified.
         required: checks that must have a result: those asked for by name; with ``strict`` all, and every result of them.
         strict: no result may be missing.
     """
 
     checks: list[CheckResult] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: VerificationFacts = field(default_factory=VerificationFacts)
     required: tuple[str, ...] = ()
     strict: bool = False
 
@@ -102,7 +113,7 @@ class ParityReport:
                 skipped.append(f"{name} (there is nothing to compare)")
         return skipped
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """JSON-ready."""
         return {**self.facts, "passed": self.passed, "checks": [check.to_dict() for check in self.checks]}
 

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,18 @@ if TYPE_CHECKING:
     from mgvq_export.runtime.tensorrt.session import TensorRtOptions
 
 T = TypeVar("T")
+
+
+class OpenOptions(TypedDict, total=False):
+    """Keyword arguments of :meth:`Tokenizer.open`, for those that pass them on."""
+
+    backend: str
+    precision: str | None
+    threads: int | None
+    tiling: str
+    tile: int | tuple[int, int] | None
+    memory_limit: str | int | None
+    allow_host_code: bool
 
 
 class Tokenizer:
@@ -137,7 +149,7 @@ class Tokenizer:
         options = replace(self._options, tiling=Tiling.parse(tiling, tile, memory_limit))
         return Tokenizer(self.bundle, self._implementation.with_tiling(options.tiling), options)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # Loaded graphs stay behind: they belong to this process.
         return _reopen, (self.bundle, self.backend, replace(self._options, precision=self.precision))
 

@@ -75,10 +75,13 @@ def test_imports_point_one_way(path: Path) -> None:
         assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}: {room} may stand on {sorted(MAY_IMPORT[room])} only"
 
 
+LONGEST = 350  # lines of a module
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_stay_readable(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= 420, f"{path.relative_to(ROOT)} has {lines} lines; split it"
+    assert lines <= LONGEST, f"{path.relative_to(ROOT)} has {lines} lines, more than {LONGEST}; split it"
 
 
 #: Rooms in which some public callable has no docstring yet. Take a room out when all of its have one.

@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -140,7 +140,7 @@ def _label(index: int, name: str) -> str:
     return f"{index + 1}: {name if len(name) < 24 else '…' + name[-22:]}"  # a label that begins with _ would be left out
 
 
-def _svg(draw: Callable[[Axes], Any], title: str, height: float = 2.6) -> str:
+def _svg(draw: Callable[[Axes], None], title: str, height: float = 2.6) -> str:
     """What ``draw`` puts on axes, as an ``svg`` element with ``title`` for readers who do not see it."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

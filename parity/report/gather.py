@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -214,7 +213,7 @@ def _time(context: VerificationContext, data: ReportData) -> None:
     ]
     if context.whole:
         ways += [(f"{name}, {context.whole}", context.whole_tokenizer, name) for name in context.bundle.precisions]
-    runs: list[tuple[TimeRow, Callable[[], Any]]] = []
+    runs: list[tuple[TimeRow, Callable[[], object]]] = []
     for label, find, precision in ways:
         try:
             tokenizer = find(precision)

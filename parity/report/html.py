@@ -6,10 +6,9 @@ import base64
 import hashlib
 import io
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +16,9 @@ from mgvq_export.parity.report import charts
 from mgvq_export.parity.report.report_data import Photo, ReportData
 from mgvq_export.parity.report.tables import check_row, facts, format_psnr, headline, printable, sections
 from mgvq_export.parity.results import FAILED, format_value
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 PAGE = Path(__file__).with_name("page")
 
@@ -71,14 +73,14 @@ def html(data: ReportData) -> str:
     )
 
 
-def _safe(text: str) -> Any:
+def _safe(text: str) -> Markup:
     """Text of this package that goes into the page as it is."""
     from markupsafe import Markup
 
     return Markup(text)
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
@@ -88,10 +90,10 @@ def _families(data: ReportData) -> list[tuple[str, list[list[str]]]]:
     return [(family, list(group)) for family, group in itertools.groupby(rows, lambda row: row[0].split("/")[0])]
 
 
-def _photos(data: ReportData) -> list[dict[str, Any]]:
+def _photos(data: ReportData) -> list[dict[str, object]]:
     """Pictures of every photo: the two sides of the slider, the error, and one per number of groups."""
     top = _error_top(data.photos)
-    found = []
+    found: list[dict[str, object]] = []
     for photo in data.photos:
         error = np.abs(photo.reconstruction.astype(np.int16) - photo.original).max(axis=2)
         quality = f"{format_psnr(photo.psnr_db)} dB"
@@ -130,7 +132,7 @@ def _error_top(photos: list[Photo]) -> int:
     return max(8, -(-top // 8) * 8)
 
 
-def _code_maps(data: ReportData) -> list[dict[str, Any]]:
+def _code_maps(data: ReportData) -> list[dict[str, object]]:
     groups = int(data.about.get("Model", {}).get("groups", 1))
     top = max((int(one.counts.max(initial=0)) for one in data.codes), default=0) or groups
     return [
@@ -148,7 +150,7 @@ def _code_maps(data: ReportData) -> list[dict[str, Any]]:
     ]
 
 
-def _tiles(data: ReportData) -> list[dict[str, Any]]:
+def _tiles(data: ReportData) -> list[dict[str, object]]:
     top = max((row.largest_error for row in data.tiling), default=0) or 1
     return [
         {
@@ -164,16 +166,17 @@ def _tiles(data: ReportData) -> list[dict[str, Any]]:
     ]
 
 
-def _charts(data: ReportData) -> dict[str, Any]:
+def _charts(data: ReportData) -> dict[str, Markup]:
     """Name -> SVG; those without data are left out."""
-    wanted: dict[str, tuple[list[Any], Callable[[Any], str]]] = {
-        "histogram": (data.photos, charts.error_histogram),
-        "groups": (data.photos, charts.quality_by_groups),
-        "margins": ([one for one in data.codes if one.differing], charts.code_margins),
-        "times": (data.time, charts.times),
-        "peaks": (data.memory, charts.peaks),
+    differing = [one for one in data.codes if one.differing]
+    drawn = {
+        "histogram": data.photos and charts.error_histogram(data.photos),
+        "groups": data.photos and charts.quality_by_groups(data.photos),
+        "margins": differing and charts.code_margins(differing),
+        "times": data.time and charts.times(data.time),
+        "peaks": data.memory and charts.peaks(data.memory),
     }
-    return {name: _safe(draw(rows)) for name, (rows, draw) in wanted.items() if rows}
+    return {name: _safe(svg) for name, svg in drawn.items() if isinstance(svg, str)}
 
 
 def picture(image: np.ndarray, alt: str, largest: int = _LARGEST, *, exact: bool = False) -> Picture:

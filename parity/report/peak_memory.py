@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -60,19 +59,22 @@ def run(bundle: Path, backend: str, precision: str, size: tuple[int, int], *, ti
     """Encode and decode noise; what was predicted and what this process reached."""
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     small = np.ascontiguousarray(noise[:_SMALL, :_SMALL])
-    options: Any = {"backend": backend, "precision": precision, "memory_limit": _PLENTY}
-    with Tokenizer.open(bundle, **options) as tokenizer:
+    with _open(bundle, backend, precision) as tokenizer:
         first = tokenizer.encode(small)
         plan, limit = _plan(tokenizer, lambda some: some.encode_plan(*size), tiled)
         forget_peak()
         tokens = tokenizer.encode(noise, plan=plan)
         yield MemoryRow("encode", size, limit, str(plan), plan.peak_bytes, peak_bytes())
-    with Tokenizer.open(bundle, **options) as tokenizer:
+    with _open(bundle, backend, precision) as tokenizer:
         tokenizer.decode(first)
         plan, limit = _plan(tokenizer, lambda some: some.decode_plan(*size), tiled)
         forget_peak()
         tokenizer.decode(tokens, plan=plan)
         yield MemoryRow("decode", size, limit, str(plan), plan.peak_bytes, peak_bytes())
+
+
+def _open(bundle: Path, backend: str, precision: str) -> Tokenizer:
+    return Tokenizer.open(bundle, backend=backend, precision=precision, memory_limit=_PLENTY)
 
 
 def _plan(tokenizer: Tokenizer, find: Callable[[Tokenizer], TrunkPlan], tiled: bool) -> tuple[TrunkPlan, int | None]:

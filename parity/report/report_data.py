@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mgvq_export.core.json_files import to_json
+from mgvq_export.core.json_files import JsonObject, to_json
 from mgvq_export.core.manifest import FileEntry
 from mgvq_export.parity.results import ParityReport
 from mgvq_export.parity.seams import Seams
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _PICTURE = {"json": False}  # arrays: shown, but no part of the JSON
 
@@ -158,16 +161,20 @@ class ReportData:
     memory: list[MemoryRow] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """JSON-ready: everything but the pictures; values that are no finite number as text."""
-        return {**_plain(self), "report": self.report.to_dict()}
+        return {**_fields(self), "report": self.report.to_dict()}
 
 
-def _plain(value: Any) -> Any:
+def _fields(value: DataclassInstance) -> JsonObject:
+    return {one.name: _plain(getattr(value, one.name)) for one in fields(value) if one.metadata.get("json", True)}
+
+
+def _plain(value: object) -> object:
     if isinstance(value, ParityReport):
         return None  # its own to_dict
-    if is_dataclass(value):
-        return {one.name: _plain(getattr(value, one.name)) for one in fields(value) if one.metadata.get("json", True)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return _fields(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mgvq_export.parity.report.report_data import ReportData
@@ -67,11 +68,11 @@ def headline(data: ReportData) -> str:
 
 def facts(data: ReportData) -> list[tuple[str, str]]:
     """What was verified, in a few names and values."""
-    known = data.report.facts
+    known: Mapping[str, object] = data.report.facts
     names = {"model": "model", "bundle": "bundle", "backend": "backend", "precisions": "precisions", "images": "images, padded"}
     rows = [(name, _fact(known[key])) for key, name in names.items() if key in known]
-    if "seconds" in known:
-        rows.append(("checks took", f"{known['seconds']:.1f} s"))
+    if "seconds" in data.report.facts:
+        rows.append(("checks took", f"{data.report.facts['seconds']:.1f} s"))
     return [*rows, ("made", data.created)]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.core.files import PathLike
@@ -16,6 +16,31 @@ from mgvq_export.runtime.tensorrt.engines import LoadedEngine, load_engine
 from mgvq_export.runtime.tensorrt.records import engine_problems, find_record
 
 
+class TensorFacts(TypedDict):
+    """An input or output: name, numpy dtype, and shape, dynamic dimensions as -1."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+
+
+#: Input name -> ``min``, ``opt`` and ``max`` shape.
+Profile = dict[str, dict[str, list[int]]]
+
+#: What an engine itself says; JSON-ready.
+EngineContents = TypedDict(
+    "EngineContents",
+    {
+        "inputs": list[TensorFacts],
+        "outputs": list[TensorFacts],
+        "profiles": list[Profile],
+        "layers": list[dict[str, str]],
+        "plugin layers": int,
+        "scratch bytes": int,
+    },
+)
+
+
 @dataclass
 class EngineDescription:
     """What is known of an engine.
@@ -23,14 +48,14 @@ class EngineDescription:
     Attributes:
         record: its entry in the manifest of the bundle it lies in, its bytes compared with the hash; None outside a bundle.
         runs_here: ``yes``, or why it cannot run on this machine.
-        contents: what the engine itself says (:func:`read_contents`); empty when it was not loaded.
+        contents: what the engine itself says (:func:`read_contents`); None when it was not loaded.
         not_loaded: why it was not; empty when it was.
     """
 
     path: Path
     record: EngineRecord | None
     runs_here: str
-    contents: dict[str, Any] = field(default_factory=dict)
+    contents: EngineContents | None = None
     not_loaded: str = ""
 
 
@@ -75,14 +100,15 @@ def describe_engine(path: PathLike, *, trust: bool = False, allow_host_code: boo
         return EngineDescription(path, record, f"no: {error}", not_loaded="loading it failed")
 
 
-def read_contents(loaded: LoadedEngine) -> dict[str, Any]:
+def read_contents(loaded: LoadedEngine) -> EngineContents:
     """What an engine says of itself: ``inputs``, ``outputs`` and ``profiles`` as in the manifest, ``layers`` (name, type), memory."""
     trt, engine = loaded.loader.trt, loaded.engine
-    sides: dict[str, list[dict[str, Any]]] = {"inputs": [], "outputs": []}
+    inputs: list[TensorFacts] = []
+    outputs: list[TensorFacts] = []
     for name, dtype in (loaded.inputs | loaded.outputs).items():
         shape = list(engine.get_tensor_shape(name))
-        sides["inputs" if name in loaded.inputs else "outputs"].append({"name": name, "dtype": dtype.name, "shape": shape})
-    dynamic = [value["name"] for value in sides["inputs"] if -1 in value["shape"]]
+        (inputs if name in loaded.inputs else outputs).append({"name": name, "dtype": dtype.name, "shape": shape})
+    dynamic = [value["name"] for value in inputs if -1 in value["shape"]]
     profiles = []
     for index in range(engine.num_optimization_profiles):
         shapes = {name: engine.get_tensor_profile_shape(name, index) for name in dynamic}
@@ -90,7 +116,8 @@ def read_contents(loaded: LoadedEngine) -> dict[str, Any]:
     inspector = engine.create_engine_inspector()
     layers = parse_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
     return {
-        **sides,
+        "inputs": inputs,
+        "outputs": outputs,
         "profiles": profiles,
         "layers": layers,
         "plugin layers": sum(is_plugin(layer) for layer in layers),

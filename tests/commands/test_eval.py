@@ -67,10 +67,10 @@ def test_paper_column_only_for_the_same_run(tiny_bundle: Bundle, photos: Path, t
 
 
 def test_paper_column(tiny_bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mgvq_export.evaluation import results
+    from mgvq_export.evaluation import summary
     from mgvq_export.evaluation.published import Comparison
 
-    monkeypatch.setattr(results, "compare", lambda *_: Comparison({"psnr": 24.70, "rfid": 0.49}))
+    monkeypatch.setattr(summary, "compare", lambda *_: Comparison({"psnr": 24.70, "rfid": 0.49}))
     result = run(tiny_bundle.path, photos, "-o", tmp_path / "out", *FAST)
     assert "24.70 dB" in result.stdout
     assert "the paper's PSNR is of pixels not rounded" in result.stdout

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mgvq_export.core.errors import BackendError
-from mgvq_export.evaluation import perceptual, results
+from mgvq_export.evaluation import columns, perceptual
 from mgvq_export.evaluation.datasets import Dataset
 from mgvq_export.evaluation.evaluate import evaluate, load_meters
 from mgvq_export.evaluation.protocol import Protocol
@@ -151,8 +151,8 @@ def test_figures_flow_into_the_results(tiny_bundle, photo: np.ndarray, tmp_path:
     def distance(image: np.ndarray, reference: np.ndarray) -> float:
         return float(np.abs(image.astype(float) - reference).mean())
 
-    monkeypatch.setattr(results, "FEATURES", size)
-    monkeypatch.setattr(results, "_BLOCK", 2)
+    monkeypatch.setattr(columns, "FEATURES", size)
+    monkeypatch.setattr(columns, "_BLOCK", 2)
     monkeypatch.setattr("mgvq_export.evaluation.evaluate.missing_package", lambda metric: None)
     monkeypatch.setattr("mgvq_export.evaluation.evaluate.Lpips", lambda: distance)
     monkeypatch.setattr("mgvq_export.evaluation.evaluate.InceptionFeatures", lambda: features)

@@ -6,7 +6,7 @@ import pytest
 
 from mgvq_export.core.manifest import Manifest, SourceEntry
 from mgvq_export.core.spec import VARIANTS
-from mgvq_export.evaluation.published import BENCHMARKS, compare
+from mgvq_export.evaluation.published import BENCHMARKS, Run, compare
 from mgvq_export.tests.support.checks import one_line
 
 MANIFEST = Manifest(
@@ -16,7 +16,7 @@ MANIFEST = Manifest(
     reach={},
     precisions={},
 )
-RUN = {"size": (256, 256), "groups": 8, "tiling": "auto", "evaluated": 50_000}
+RUN = Run(size=(256, 256), groups=8, tiling="auto", evaluated=50_000)
 
 
 def test_the_same_checkpoint_and_protocol() -> None:
@@ -24,7 +24,7 @@ def test_the_same_checkpoint_and_protocol() -> None:
     by_address = replace(MANIFEST, source=SourceEntry("hf://mkjia/MGVQ/mgvq_f16c32_g8.pt@abc", "0", "abc"))
     assert compare(by_address, "imagenet-val", RUN).figures
     uhd = replace(MANIFEST, spec=VARIANTS["mgvq-f16c32-g4"], source=SourceEntry("mgvq-f16c32-g4", "0", "abc"))
-    run = {"size": (2560, 1440), "groups": 4, "tiling": "exact", "evaluated": 2_293}
+    run = Run(size=(2560, 1440), groups=4, tiling="exact", evaluated=2_293)
     assert compare(uhd, "uhdbench", run).figures == {"rfid": 1.59, "psnr": 28.27}
 
 
@@ -47,7 +47,7 @@ def test_the_same_checkpoint_and_protocol() -> None:
 )
 def test_any_difference_is_the_reason(manifest: dict, declared: str | None, run: dict, match: str) -> None:
     changed = replace(MANIFEST, **{key: replace(getattr(MANIFEST, key), **entries) for key, entries in manifest.items()})
-    found = compare(changed, declared, {**RUN, **run})
+    found = compare(changed, declared, replace(RUN, **run))
     assert not found.figures
     assert match in found.reason
     assert one_line(found.reason)
