@@ -58,11 +58,16 @@ class HashedFile(Protocol):
     """An entry that names a file of the bundle, with its size and hash."""
 
     @property
-    def file(self) -> str: ...
+    def file(self) -> str:
+        """Path relative to the bundle."""
+
     @property
-    def bytes(self) -> int: ...
+    def bytes(self) -> int:
+        """Size of the file."""
+
     @property
-    def sha256(self) -> str: ...
+    def sha256(self) -> str:
+        """SHA-256 of the file, in hexadecimal digits."""
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,11 @@ class ReaderStage:
         self.max_pixels = max_pixels
 
     def items(self, inputs: Arrays) -> list[bytes]:
+        """``file``: bytes of image files [B] -> the bytes of each."""
         return [file.tobytes() for file in inputs["file"]]
 
     def run(self, items: Sequence[bytes]) -> list[Arrays]:
+        """``image`` uint8 [H, W, 3] and ``size`` int32 [2] (height, width) of each file. Raises :class:`InputError`."""
         images = [decode_image(data, "the file", max_pixels=self.max_pixels) for data in items]
         return [{"image": image, "size": np.array(image.shape[:2], np.int32)} for image in images]
 
@@ -63,17 +65,20 @@ class EncoderStage:
         self.tokenizer, self.max_pixels = tokenizer, max_pixels
 
     def items(self, inputs: Arrays) -> list[np.ndarray]:
+        """``image``: uint8 [B, H, W, 3] -> each padded to multiples of f. Raises :class:`InputError`."""
         images = [check_image(image) for image in inputs["image"]]
         for image in images:
             _check_pixels(image.shape[0], image.shape[1], self.max_pixels)
         return [pad_to_multiple(image, self.tokenizer.spec.downsample)[0] for image in images]
 
     def run(self, items: Sequence[np.ndarray]) -> list[Arrays]:
+        """``latent`` float [G*d, h, w] of each image; images of one size run together."""
         backend = self.tokenizer.implementation
         latents = _by_key(items, [image.shape for image in items], lambda images, _: backend.latent_batch(images))
         return [{"latent": latent} for latent in latents]
 
     def warm_up(self) -> None:
+        """Encode one image of f x f pixels."""
         side = self.tokenizer.spec.downsample
         self.run([np.zeros((side, side, 3), np.uint8)])
 
@@ -88,6 +93,7 @@ class QuantizerStage:
         self._graphs: GraphRunner = OrtGraphs(tokenizer.bundle, tokenizer.precision, "ort-cpu") if graphs is None else graphs
 
     def items(self, inputs: Arrays) -> list[np.ndarray]:
+        """``latent``: float [B, G*d, h, w] -> each. Raises :class:`InputError` when it is empty or not finite."""
         latent = inputs["latent"]
         if latent.size == 0:
             raise InputError(f"latent has shape {list(latent.shape)} and no values; wanted at least 1x1 cells")
@@ -96,6 +102,7 @@ class QuantizerStage:
         return list(latent)
 
     def run(self, items: Sequence[np.ndarray]) -> list[Arrays]:
+        """``codes`` uint16 [G, h, w] of each latent; latents of one shape run together."""
         found = _by_key(items, [latent.shape for latent in items], self._run_shape)
         return [{"codes": codes} for codes in found]
 
@@ -104,6 +111,7 @@ class QuantizerStage:
         return list(codes.astype(np.uint16))
 
     def warm_up(self) -> None:
+        """Quantize a latent of 1x1 cells."""
         (dtype,) = self._graphs[Part.QUANTIZER].inputs.values()
         self.run([np.zeros((self.tokenizer.spec.latent_channels, 1, 1), dtype)])
 
@@ -115,6 +123,10 @@ class DecoderStage:
         self.tokenizer, self.max_pixels = tokenizer, max_pixels
 
     def items(self, inputs: Arrays) -> list[tuple[Tokens, int]]:
+        """``codes`` int [B, G, h, w], and where given ``size`` [B, 2] and ``groups`` [B, 1] -> tokens and groups to use of each.
+
+        Raises :class:`InputError` or :class:`TokensError`.
+        """
         codes = inputs["codes"]
         f = self.tokenizer.spec.downsample
         height, width = codes.shape[2] * f, codes.shape[3] * f
@@ -132,6 +144,8 @@ class DecoderStage:
         return Tokens.from_spec(self.tokenizer.spec, codes, size, self.tokenizer.bundle.codebook_sha256)
 
     def run(self, items: Sequence[tuple[Tokens, int]]) -> list[Arrays]:
+        """``image`` uint8 [H, W, 3] of each; those that use equally many groups run together."""
+
         def decode(some: list[tuple[Tokens, int]], groups: int) -> list[np.ndarray]:
             return self.tokenizer.decode_batch([tokens for tokens, _ in some], groups=groups)
 
@@ -139,6 +153,7 @@ class DecoderStage:
         return [{"image": image} for image in images]
 
     def warm_up(self) -> None:
+        """Decode tokens of 1x1 cells."""
         spec = self.tokenizer.spec
         codes = np.zeros((1, spec.groups, 1, 1), np.uint16)
         self.run(self.items({"codes": codes}))

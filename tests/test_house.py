@@ -84,19 +84,20 @@ def test_modules_stay_readable(path: Path) -> None:
     assert lines <= LONGEST, f"{path.relative_to(ROOT)} has {lines} lines, more than {LONGEST}; split it"
 
 
-#: Rooms in which some public callable has no docstring yet. Take a room out when all of its have one.
-UNDOCUMENTED = {"core", "runtime", "model", "serving", "commands"}
-
-
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_public_callables_have_docstrings(path: Path) -> None:
-    if path.relative_to(ROOT).parts[0] in UNDOCUMENTED:
-        return
     tree = ast.parse(path.read_text(encoding="utf-8"))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
     found = [node for scope in (tree, *classes) for node in scope.body]
     public = [node for node in found if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")]
-    missing = [node.name for node in public if not ast.get_docstring(node)]
+    # What a network's block computes is said at its class, as PyTorch does; an overload is documented by the function it is of.
+    missing = [
+        node.name
+        for node in public
+        if not ast.get_docstring(node)
+        and node.name != "forward"
+        and not any(isinstance(one, ast.Name) and one.id == "overload" for one in node.decorator_list)
+    ]
     assert not missing, f"{path.relative_to(ROOT)}: say in a docstring what {', '.join(missing)} gives, takes and raises"
 
 

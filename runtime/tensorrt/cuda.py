@@ -39,6 +39,7 @@ class DeviceMap:
 
     @property
     def bytes(self) -> int:
+        """Size in bytes."""
         return self.planes * self.rows * self.columns * self.pixel_bytes
 
 
@@ -92,6 +93,7 @@ class Cuda:
         return int(self._checked(self._cudart.cudaMalloc(size), "cudaMalloc"))
 
     def free(self, address: int) -> None:
+        """Give back what :meth:`allocate` gave."""
         self._checked(self._cudart.cudaFree(address), "cudaFree")
 
     def allocate_pinned(self, size: int) -> int:
@@ -105,19 +107,23 @@ class Cuda:
             ) from None
 
     def free_pinned(self, address: int) -> None:
+        """Give back what :meth:`allocate_pinned` gave."""
         self._checked(self._cudart.cudaFreeHost(address), "cudaFreeHost")
 
     # ---- copies, queued on the stream
 
     def upload(self, device: int, host: int, size: int) -> None:
+        """Copy ``size`` bytes from the host address to the device address."""
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._checked(self._cudart.cudaMemcpyAsync(device, host, size, kind, self.stream), "cudaMemcpyAsync")
 
     def download(self, host: int, device: int, size: int) -> None:
+        """Copy ``size`` bytes from the device address to the host address."""
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._checked(self._cudart.cudaMemcpyAsync(host, device, size, kind, self.stream), "cudaMemcpyAsync")
 
     def copy(self, target: int, source: int, size: int) -> None:
+        """Copy ``size`` bytes from one device address to another."""
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._checked(self._cudart.cudaMemcpyAsync(target, source, size, kind, self.stream), "cudaMemcpyAsync")
 
@@ -163,9 +169,11 @@ class Cuda:
             cudart.cudaGraphDestroy(graph)  # an executable graph does not need the graph it was made from
 
     def launch_graph(self, executable: Any) -> None:
+        """Queue a graph that :meth:`captured` made on the stream."""
         self._checked(self._cudart.cudaGraphLaunch(executable, self.stream), "cudaGraphLaunch")
 
     def destroy_graph(self, executable: Any) -> None:
+        """Free a graph that :meth:`captured` made."""
         self._checked(self._cudart.cudaGraphExecDestroy(executable), "cudaGraphExecDestroy")
 
     def _checked(self, result: tuple[Any, ...], call: str) -> Any:
@@ -198,6 +206,7 @@ class Buffer:
             self.size = size
 
     def free(self) -> None:
+        """Give the memory back; the buffer is empty afterwards and may grow again."""
         address, self.address, self.size = self.address, 0, 0
         if address:
             self._free(address)

@@ -24,6 +24,7 @@ class ErrorLog:
         self.recorder = error_recorder(trt)
 
     def clear(self) -> None:
+        """Forget all errors so far."""
         self.recorder.clear()
         self._logger.errors.clear()
 

@@ -39,6 +39,7 @@ class Direction:
 
     @property
     def encodes(self) -> bool:
+        """Whether this is the direction from images to codes."""
         return self.quantizer is Part.QUANTIZER
 
 
@@ -95,6 +96,7 @@ class EnginePlans:
 
     @property
     def spec(self) -> ModelSpec:
+        """The network of the bundle."""
         return self.bundle.spec
 
     def candidates(self, direction: Direction, size: Size) -> list[TrunkPlan]:
