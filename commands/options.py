@@ -12,7 +12,7 @@ from mgvq_export.core.errors import InputError
 from mgvq_export.core.types import TILINGS
 from mgvq_export.core.units import Size, parse_size
 
-BACKENDS = ("auto", "ort-cpu", "openvino", "ort-cuda", "tensorrt")
+BACKENDS = ("auto", "ort-cpu", "openvino", "ort-cuda", "tensorrt-rtx", "tensorrt")
 LAYOUTS = ("ghw", "hwg")
 PARTS = (
     *("encoder", "encoder_trunk", "encoder_trunk_fine", "encoder_trunk_coarse", "encoder_head"),

@@ -23,6 +23,7 @@ EXTRAS = {
     "ml_dtypes": "export",
     "huggingface_hub": "export",
     "tensorrt": "tensorrt",
+    "tensorrt_rtx": "rtx",
     "cuda": "tensorrt",
     "jinja2": "report",
     "matplotlib": "report",

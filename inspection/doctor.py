@@ -138,23 +138,25 @@ def _tensorrt() -> list[Line]:
 
 
 def _rtx() -> list[Line]:
-    """Building engines of TensorRT for RTX, which takes no GPU."""
+    """Running engines of TensorRT for RTX, and building them, which takes no GPU."""
     from mgvq_export.core.errors import BackendError
-    from mgvq_export.ops.trt_machine import find_rtx_library, rtx_capabilities
+    from mgvq_export.ops.trt_machine import find_machine, find_rtx_library, rtx_capabilities
 
-    name = "build (TensorRT for RTX)"
-    if package_version("onnx") is None:
-        return [_backend(name, False, "needs onnx: pip install 'mgvq-export[rtx]'")]
+    names = ("tensorrt-rtx", "build (TensorRT for RTX)")
     try:
-        library = find_rtx_library()
+        library, gpus = find_rtx_library(), rtx_capabilities()
     except BackendError as error:
-        return [_backend(name, False, str(error))]
-    gpus = ", ".join(rtx_capabilities())
-    return [
-        _backend(
-            name, True, f"{library}, for GPUs of compute capability {gpus}: mgvq-export build BUNDLE --target rtx --size WxH"
-        )
-    ]
+        return [_backend(names[0], False, str(error)), _backend(names[1], False, "needs the library: see the line above")]
+    build = f"{library}, for GPUs of compute capability {', '.join(gpus)}: mgvq-export build BUNDLE --target rtx --size WxH"
+    onnx = package_version("onnx") is not None
+    building = _backend(names[1], onnx, build if onnx else "needs onnx: pip install 'mgvq-export[rtx]'")
+    try:
+        machine = find_machine("rtx")
+    except BackendError as error:
+        return [_backend(names[0], False, str(error)), building]
+    known = machine.compute_capability in gpus
+    unsupported = f"TensorRT for RTX does not support {machine.gpu} ({machine.compute_capability}): use TensorRT"
+    return [_backend(names[0], known, str(machine) if known else unsupported), building]
 
 
 def _importable(package: str) -> bool:

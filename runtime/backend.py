@@ -148,6 +148,7 @@ BACKENDS: dict[str, Entry] = {
     "ort-cpu": Entry("mgvq_export.runtime.ort.backend"),
     "openvino": Entry("mgvq_export.runtime.openvino.backend", {"bf16": "fp32", "bf16-all": "fp32"}),
     "ort-cuda": Entry("mgvq_export.runtime.ort.backend"),
+    "tensorrt-rtx": Entry("mgvq_export.runtime.tensorrt.backend"),
     "tensorrt": Entry("mgvq_export.runtime.tensorrt.backend"),
 }
 AUTO = "auto"

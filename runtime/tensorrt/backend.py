@@ -1,4 +1,4 @@
-"""The backend ``tensorrt``: engines of the bundle that run on this machine."""
+"""The backends ``tensorrt`` and ``tensorrt-rtx``: engines of the bundle that run on this machine."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ def open_backend(name: str, bundle: Bundle, options: RunOptions, *, required: bo
     """
     settings = options.tensorrt or TensorRtOptions()
     settings = replace(settings, allow_host_code=options.allow_host_code or settings.allow_host_code)
-    if not required and (not bundle.engines or options.tiling.mode == "blend"):
+    target = "rtx" if name == "tensorrt-rtx" else "tensorrt"
+    built = any(record.target == target for record in bundle.engines)
+    if not required and (not built or options.tiling.mode == "blend"):
         return None  # without looking for TensorRT
-    found = _engines_here(bundle, options.precision, settings.allow_host_code, required)
+    found = _engines_here(bundle, target, options.precision, settings.allow_host_code, required)
     if found is None:
         return None
     session = TensorRtSession(bundle, found.records, found.machine, settings)
@@ -52,17 +54,17 @@ def _close_session(session: TensorRtSession) -> None:
         session.close()
 
 
-def _engines_here(bundle: Bundle, precision: str | None, allow_host_code: bool, required: bool) -> Engines | None:
+def _engines_here(bundle: Bundle, target: str, precision: str | None, allow_host_code: bool, required: bool) -> Engines | None:
     """The engines to run, as :func:`open_backend` says."""
     try:
-        machine = find_machine()
+        machine = find_machine(target)
     except BackendError:
         if required:
             raise
         return None
-    names = _engine_precisions(bundle, precision)
+    names = _engine_precisions(bundle, target, precision)
     usable = {name: usable_engines(bundle, name, machine, allow_host_code=allow_host_code) for name in names}
-    built = {(record.precision, record.part) for record in bundle.engines}
+    built = {(record.precision, record.part) for record in bundle.engines if record.target == target}
     ends = (Part.QUANTIZER, Part.DEQUANTIZER)
     whole = [name for name in names if usable[name] and all(part in usable[name] or (name, part) not in built for part in ends)]
     some = [name for name in names if usable[name]]
@@ -77,9 +79,9 @@ def _engines_here(bundle: Bundle, precision: str | None, allow_host_code: bool, 
     raise BackendError(missing_reason(bundle, nearest, machine, allow_host_code=allow_host_code))
 
 
-def _engine_precisions(bundle: Bundle, precision: str | None) -> list[str]:
+def _engine_precisions(bundle: Bundle, target: str, precision: str | None) -> list[str]:
     """Precisions to look for engines of: the one asked for; else those with engines first, and of these fp16, then fp32."""
     if precision is not None:
         return [precision]
-    built = {record.precision for record in bundle.engines}
+    built = {record.precision for record in bundle.engines if record.target == target}
     return sorted(bundle.precisions, key=lambda name: (name not in built, name != "fp16", name != "fp32"))

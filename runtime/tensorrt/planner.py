@@ -15,7 +15,7 @@ from mgvq_export.core.manifest import EngineRecord
 from mgvq_export.core.remedies import build_command, engine_sizes
 from mgvq_export.core.spec import NETWORK_VALUES, ModelSpec, Part, stride
 from mgvq_export.core.units import Size
-from mgvq_export.ops.trt_machine import find_machine
+from mgvq_export.ops.trt_machine import TARGETS, find_machine
 from mgvq_export.runtime.tensorrt.engines import Shape
 from mgvq_export.runtime.tensorrt.records import missing_reason
 from mgvq_export.runtime.tiling.costs import Costs
@@ -99,6 +99,11 @@ class EnginePlans:
         """The network of the bundle."""
         return self.bundle.spec
 
+    @property
+    def target(self) -> str:
+        """The library of the engines, a key of :data:`~mgvq_export.ops.trt_machine.TARGETS`."""
+        return next(iter(self.records.values())).target
+
     def candidates(self, direction: Direction, size: Size) -> list[TrunkPlan]:
         """All plans for an image of ``size``, sides multiples of f; the least work first, of equal work the largest batch.
 
@@ -108,7 +113,7 @@ class EnginePlans:
         """
         if self.tiling.mode == "blend":
             raise InputError(
-                "tiling blend is there for comparison and does not run on TensorRT; choose --backend ort-cpu or ort-cuda"
+                f"tiling blend is there for comparison and does not run on {TARGETS[self.target]}; choose --backend ort-cpu or ort-cuda"
             )
         found: list[TrunkPlan] = []
         if self._holds(direction.quantizer, size):
@@ -188,9 +193,11 @@ class EnginePlans:
         """The image fits in no engine: what they hold, and what to build."""
         height, width = size
         if direction.quantizer not in self.records and any(
-            (record.precision, record.part) == (self.precision, direction.quantizer) for record in self.bundle.engines
+            (record.target, record.precision, record.part) == (self.target, self.precision, direction.quantizer)
+            for record in self.bundle.engines
         ):
-            return BackendError(missing_reason(self.bundle, self.precision, find_machine(), part=direction.quantizer))
+            machine = find_machine(self.target)
+            return BackendError(missing_reason(self.bundle, self.precision, machine, part=direction.quantizer))
         held = self._whole_sizes(direction)
         trunks = [part for part in (direction.trunk, *direction.cut) if part in self.records]
         windows = dict.fromkeys(window for part in trunks for window in self._in_pixels(part) if window not in held)
@@ -211,7 +218,7 @@ class EnginePlans:
         # All sizes in one command: building an engine anew replaces the sizes it had.
         build = build_command(self.bundle.path, self.spec, record, shapes=list(dict.fromkeys([*held, size])), tile=tile)
         return BackendError(
-            f"no TensorRT engines here {direction.verb} an image of height x width {height}x{width}{asked}; "
+            f"no {TARGETS[self.target]} engines here {direction.verb} an image of height x width {height}x{width}{asked}; "
             f"they hold {' and '.join(have) or 'nothing of use'}: {build}, or choose another --backend"
         )
 

@@ -23,6 +23,7 @@ from mgvq_export.core.errors import BackendError, MgvqError
 from mgvq_export.core.manifest import EngineRecord
 from mgvq_export.core.spec import Part
 from mgvq_export.ops.trt_machine import Machine
+from mgvq_export.runtime.tensorrt.contexts import make_context
 from mgvq_export.runtime.tensorrt.cuda import Buffer, Cuda, DeviceBuffer, PinnedBuffer
 from mgvq_export.runtime.tensorrt.engines import EngineLoader, LoadedEngine, Shape
 
@@ -58,16 +59,16 @@ class Step:
         scratch_bytes: scratch memory it needs while it runs.
     """
 
-    def __init__(self, loaded: LoadedEngine, profile: int, inputs: Mapping[str, Shape], cuda: Cuda):
+    def __init__(self, loaded: LoadedEngine, profile: int, inputs: Mapping[str, Shape], cuda: Cuda, *, graphs: bool):
         self._loader, self._loaded, self._cuda = loaded.loader, loaded, cuda
         self.dtypes = loaded.inputs | loaded.outputs
         self._graph: Any = None
         self._warm = False  # whether it has run since shapes or addresses changed
-        self._capturable = True
+        # TensorRT for RTX records graphs itself.
+        self._capturable = graphs and loaded.loader.machine.target == "tensorrt"
         self._addresses: dict[str, int] = {}
         self._loader.errors.clear()
-        strategy = self._loader.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._context = context = loaded.engine.create_execution_context(strategy)
+        self._context = context = make_context(loaded, cuda_graphs=graphs)
         self._check(context is not None, "make a context")
         context.error_recorder = self._loader.errors.recorder
         self._check(context.set_optimization_profile_async(profile, cuda.stream), f"take profile {profile}")
@@ -97,11 +98,11 @@ class Step:
             self._check(self._context.set_tensor_address(name, addresses[name]), f"take the address of {name}")
         self._addresses = wanted
 
-    def enqueue(self, *, graphs: bool) -> None:
+    def enqueue(self) -> None:
         """Queue one run on the stream: launch the graph, capture it first when it is time, or run plainly."""
-        if graphs and self._warm and self._graph is None and self._capturable:
+        if self._warm and self._graph is None and self._capturable:
             self._capture()
-        if graphs and self._graph is not None:
+        if self._graph is not None:
             self._cuda.launch_graph(self._graph)
         else:
             self._execute()
@@ -199,7 +200,7 @@ class TensorRtSession:
                 self.cuda.synchronize()
                 _, oldest = self._steps.popitem(last=False)
                 oldest.close()
-            self._steps[key] = Step(loaded, profile, inputs, self.cuda)
+            self._steps[key] = Step(loaded, profile, inputs, self.cuda, graphs=self._options.cuda_graphs)
         self._steps.move_to_end(key)
         return self._steps[key]
 
@@ -209,7 +210,7 @@ class TensorRtSession:
 
     def run(self, step: Step) -> None:
         """Queue one run of ``step``."""
-        step.enqueue(graphs=self._options.cuda_graphs)
+        step.enqueue()
 
     # ---- memory
 

@@ -42,6 +42,7 @@ class Gpu:
         sticky: after one failure every call fails, as after an error that ends a GPU's context.
         silent_error: a report to the recorder at the next run, which then still answers True.
         non_finite: engines say that their values are not finite.
+        compiled: of every context of TensorRT for RTX, whether its kernels were compiled anew.
     """
 
     def __init__(self, memory: int = 1 << 30, fail_at: int | None = None, computes: bool = True):
@@ -58,6 +59,7 @@ class Gpu:
         self.not_capturable = self.sticky = False
         self.silent_error = ""
         self.non_finite = False
+        self.compiled: list[bool] = []  # of every context of TensorRT for RTX: whether its kernels were compiled anew
         self.failed_in_capture = False
         self._next = 1000
         self.cudart = Cudart(self)
@@ -277,9 +279,27 @@ class IErrorRecorder:
     pass
 
 
+class CudaGraphStrategy(enum.Enum):
+    DISABLED = enum.auto()
+    WHOLE_GRAPH_CAPTURE = enum.auto()
+
+
+class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+    LAZY = enum.auto()
+    EAGER = enum.auto()
+
+
+class ComputeCapability(enum.Enum):
+    NONE = enum.auto()
+    CURRENT = enum.auto()
+    SM86 = enum.auto()
+    SM89 = enum.auto()
+
+
 def install(recorder: Any, gpu: Gpu) -> None:
     """Give the fake ``tensorrt`` module of ``recorder`` a runtime on ``gpu``, and its builder real plans."""
     kinds = (ErrorCodeTRT, ExecutionContextAllocationStrategy, TensorLocation, TensorIOMode, IErrorRecorder)
+    kinds += (CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy, ComputeCapability)  # of TensorRT for RTX only
     recorder.module.__dict__.update({kind.__name__: kind for kind in kinds})
     recorder.module.__dict__.update({"bool": "DataType.bool", "Runtime": lambda logger: Runtime(gpu, logger)})
 
@@ -379,11 +399,60 @@ class Engine:
     def get_tensor_dtype(self, name: str) -> str:
         return f"DataType.{self.dtype(name).name}"
 
-    def create_execution_context(self, strategy: Any) -> Any:
-        assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+    def create_runtime_config(self) -> Any:
+        return None if self.runtime.gpu.fails("create_runtime_config") else RuntimeConfig(self)
+
+    def create_execution_context(self, how: Any) -> Any:
+        """``how``: the strategy, or of TensorRT for RTX, which compiles now, its configuration."""
+        if isinstance(how, RuntimeConfig):
+            how.compile()
+            how = how.strategy
+        assert how is ExecutionContextAllocationStrategy.USER_MANAGED
         if self.runtime.gpu.fails("create_execution_context"):
             return None
         return Context(self)
+
+
+class RuntimeConfig:
+    """Of TensorRT for RTX: how a context is made. What it compiles is in its cache afterwards."""
+
+    def __init__(self, engine: "Engine"):
+        self.engine, self.cache, self.strategy = engine, None, None
+        self.cuda_graph_strategy = self.dynamic_shapes_kernel_specialization_strategy = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> Any:
+        return RuntimeCache(self.engine)
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self.cache = cache
+        return True
+
+    def compile(self) -> None:
+        assert self.cuda_graph_strategy is not None and self.dynamic_shapes_kernel_specialization_strategy is not None
+        gpu = self.engine.runtime.gpu
+        gpu.compiled.append(self.cache is None or not self.cache.data)
+        if self.cache is not None:
+            self.cache.data = self.cache.data or b"kernels"
+
+
+class RuntimeCache:
+    """What TensorRT for RTX has compiled. It refuses all but what it wrote, and says so."""
+
+    def __init__(self, engine: "Engine"):
+        self.engine, self.data = engine, b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        if blob != b"kernels":
+            self.engine.runtime.report("the runtime cache does not fit")
+            return False
+        self.data = blob
+        return True
+
+    def serialize(self) -> bytes:
+        return self.data
 
 
 class Context:

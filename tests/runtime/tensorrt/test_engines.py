@@ -404,7 +404,7 @@ def test_auto_takes_onnx_runtime_otherwise(bundle, fake, monkeypatch, why):
         change(bundle, version_compatible=True)
     if why == "no TensorRT":
 
-        def missing():
+        def missing(target):
             raise BackendError("TensorRT is not usable")
 
         monkeypatch.setattr(backend_module, "find_machine", missing)
@@ -414,7 +414,7 @@ def test_auto_takes_onnx_runtime_otherwise(bundle, fake, monkeypatch, why):
 
 
 def test_a_bundle_without_engines_does_not_look_for_tensorrt(tiny_bundle, monkeypatch):
-    monkeypatch.setattr(backend_module, "find_machine", lambda: pytest.fail("looked for TensorRT"))
+    monkeypatch.setattr(backend_module, "find_machine", lambda target: pytest.fail("looked for TensorRT"))
     with Tokenizer.open(tiny_bundle) as tokenizer:
         assert tokenizer.backend.startswith("ort-")
 

@@ -171,28 +171,56 @@ def load_without_driver(file: str) -> None:
     loader.deserialize(Path(file).read_bytes(), "fp16/decoder", None)
 
 
+#: Variables in our code that hold objects which only this library has, by the class they are of.
+RTX_OBJECTS = {"rtx_engine": "ICudaEngine", "rtx_cache": "IRuntimeCache"}
+MODULES = {
+    "export/engines/builder.py": {"rtx_config": "IBuilderConfig"},
+    "ops/trt_machine.py": {},
+    "runtime/tensorrt/errors.py": {},
+    "runtime/tensorrt/engines.py": {},
+    "runtime/tensorrt/contexts.py": {"rtx_config": "IRuntimeConfig"},
+    "runtime/tensorrt/session.py": {},
+    "runtime/tensorrt/describe.py": {},
+}
+
+
 @printed
-def missing_names() -> list[str]:
-    """Names of TensorRT that the builder and what it stands on use, and that this library does not have."""
+def missing_names() -> dict[str, Any]:
+    """Names of TensorRT that our code uses: those that this library does not have, and those seen in contexts.py."""
     from mgvq_export.tests.support import api_scan
 
     root = Path(__file__).resolve().parents[4]
+    api_scan.MODULES["rtx"] = "tensorrt"
+    known = dict(api_scan.OBJECTS)
     used: dict[str, Any] = {}
-    for module in (
-        "export/engines/builder.py",
-        "ops/trt_machine.py",
-        "runtime/tensorrt/errors.py",
-        "runtime/tensorrt/engines.py",
-    ):
-        used |= api_scan.used_names((root / module).read_text())
+    for module, objects in MODULES.items():
+        api_scan.OBJECTS.update(known | RTX_OBJECTS | objects)
+        found = api_scan.used_names((root / module).read_text())
+        used |= dict.fromkeys(found, module)
     missing = []
     for name in used:
-        found: Any = import_tensorrt("rtx")
+        place: Any = import_tensorrt("rtx")
         for step in name.split(".")[1:]:
             if step.endswith("()"):
                 break
-            if not hasattr(found, step):
+            if not hasattr(place, step):
                 missing.append(name)
                 break
-            found = getattr(found, step)
-    return missing
+            place = getattr(place, step)
+    return {"missing": missing, "contexts": [name for name, module in used.items() if module.endswith("contexts.py")]}
+
+
+@printed
+def full_size(folder: str) -> dict[str, Any]:
+    """Engines for one image of 2560x1440: their activation memory, and the host memory of the largest build."""
+    import resource
+
+    from mgvq_export.export.engines.build import build_engines
+    from mgvq_export.export.engines.cache import BuildCache
+
+    options = BuildOptions(shapes=((1440, 2560),), target="rtx")
+    engines = build_engines(Bundle.open(folder), options, cache=BuildCache(Path(folder).parent / "cache"))
+    return {
+        "activation_bytes": {str(engine.part): engine.record.activation_bytes for engine in engines},
+        "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+    }

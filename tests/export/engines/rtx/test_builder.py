@@ -44,9 +44,20 @@ def test_nothing_is_logged_as_an_error_in_a_good_build(demo: Bundle, in_child) -
     assert in_child("errors_of_a_good_build", demo.path) == []
 
 
-def test_all_names_that_the_builder_uses_exist(in_child) -> None:
-    # Used for TensorRT only: its quick plugins, compatible engines and timing caches.
-    assert in_child("missing_names") == ["tensorrt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS"]
+def test_all_names_that_builder_and_session_use_exist(in_child) -> None:
+    found = in_child("missing_names")
+    assert found["missing"] == [
+        "tensorrt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS"
+    ]  # for plugins, of which it has none
+    for name in (
+        "ICudaEngine.create_runtime_config",
+        "IRuntimeConfig.cuda_graph_strategy",
+        "IRuntimeConfig.set_runtime_cache",
+        "IRuntimeCache.serialize",
+        "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
+        "DynamicShapesKernelSpecializationStrategy.EAGER",
+    ):
+        assert f"tensorrt.{name}" in found["contexts"]
 
 
 def test_a_factory_that_gives_nothing_is_one_line(demo: Bundle, in_child) -> None:
