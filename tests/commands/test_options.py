@@ -89,7 +89,7 @@ def test_usage_errors_are_one_line(tiny_bundle: Bundle) -> None:
 
 
 def test_choices_are_in_the_help_and_in_completion() -> None:
-    assert "[auto|ort-cpu|openvino|ort-cuda|tensorrt]" in CliRunner().invoke(main, ["encode", "--help"]).output
+    assert "[auto|ort-cpu|openvino|ort-cuda|tensorrt-rtx|tensorrt]" in CliRunner().invoke(main, ["encode", "--help"]).output
     found = BashComplete(main, {}, "mgvq-export", "_X").get_completions(["encode", "--tiling"], "")
     assert [item.value for item in found] == list(options.TILINGS)
     found = BashComplete(main, {}, "mgvq-export", "_X").get_completions([], "")
