@@ -11,6 +11,7 @@ from mgvq_export.bench.timing import Ratio, unpaired_ratio
 from mgvq_export.core.errors import CheckFailed, InputError, shown
 from mgvq_export.core.files import PathLike
 from mgvq_export.core.json_files import JsonObject
+from mgvq_export.core.tables import Table
 
 SLOWER, FASTER, SAME = "SLOWER", "faster", "same"
 LARGER, SMALLER = "LARGER", "smaller"
@@ -59,7 +60,7 @@ class Comparison:
     unmatched: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def table(self) -> tuple[tuple[str, ...], list[list[str]]]:
+    def table(self) -> Table:
         """Columns and rows of text."""
         rows = [
             [
@@ -72,7 +73,7 @@ class Comparison:
             ]
             for change in self.changes
         ]
-        return ("", "", "before", "after", "after / before (95 %)", ""), rows
+        return Table(("", "", "before", "after", "after / before (95 %)", ""), rows, identifiers=2)
 
     def remarks(self) -> list[str]:
         """What differs between the two results, which entries only one of them has, and how many figures changed."""

@@ -9,9 +9,7 @@ from mgvq_export.calibration.plan_search import Calibration
 from mgvq_export.calibration.ranges import Ranges
 from mgvq_export.calibration.search import Point, pareto
 from mgvq_export.core.json_files import JsonObject
-
-#: Title, columns and rows of text.
-Table = tuple[str, tuple[str, ...], list[list[str]]]
+from mgvq_export.core.tables import Table
 
 _SHOWN = 8  # values close to float16's limits
 _NOTABLE = 0.001  # share of values lost to zero from which it is worth a line
@@ -22,19 +20,21 @@ _EFFECT = ("codes equal", "PSNR to fp32", "PSNR lost", "at worst")
 def tables(found: Calibration) -> list[Table]:
     """The plan's figures, the curve of every search of convolutions, and the nodes that are named with a reason."""
     rows = [["calibration windows", *_cells(found.effect)], ["held-out images", *_cells(found.held_out)]]
-    shown: list[Table] = [("The plan", ("measured on", *_EFFECT), rows)]
+    shown: list[Table] = [Table(("measured on", *_EFFECT), rows, "The plan")]
     for title, one in found.searches.items():
         if title in ("encoder", "decoder"):
             points = [
                 [f"{point.share:.1%}", _added(point), *_cells(point.effect), *_chosen(point, one.chosen)]
                 for point in pareto(one.curve, title)
             ]
-            shown.append((f"{title}, work in 8 bits", ("work", "added last", *_EFFECT, ""), points))
+            shown.append(Table(("work", "added last", *_EFFECT, ""), points, f"{title}, work in 8 bits", identifiers=2))
     if close := _close_to_float16(found.ranges):
-        shown.append(("Closest to what float16 holds", ("value", "largest", "infinite in float16", "subnormal", "zero"), close))
+        shown.append(
+            Table(("value", "largest", "infinite in float16", "subnormal", "zero"), close, "Closest to what float16 holds")
+        )
     islands = [[name, node.reason] for name, node in found.plan.nodes.items() if node.precision == "fp32"]
     if islands:
-        shown.append(("in fp32, and why", ("node", "reason"), islands))
+        shown.append(Table(("node", "reason"), islands, "in fp32, and why"))
     return shown
 
 

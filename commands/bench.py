@@ -12,7 +12,6 @@ from mgvq_export.commands.options import BACKENDS, BUNDLE, CHECKPOINT, TILE, TIL
 from mgvq_export.commands.output import echo_json, echo_table, echo_tables, progress_bar
 from mgvq_export.commands.verb import verb
 from mgvq_export.core.errors import InputError
-from mgvq_export.core.tables import Table
 
 
 class _BundleFirst(click.Group):
@@ -79,7 +78,7 @@ def run(bundle: Path, output: Path | None, plot: Path | None, as_json: bool, **o
     results = run_bench(bundle, output=output, plot=plot, watch=progress_bar, **options)
     if as_json:
         return echo_json(results.to_dict())
-    echo_tables([Table(*table, title=title) for title, table in tables(results)], between="after")
+    echo_tables(tables(results), between="after")
     click.echo("\n".join([heading(results), *(str(path) for path in (output, plot) if path)]))
 
 
@@ -104,7 +103,7 @@ def compare(before: Path, after: Path, threshold: float, force: bool, as_json: b
     if as_json:
         echo_json(found.to_dict())
     else:
-        echo_table(Table(*found.table(), identifiers=2))
+        echo_table(found.table())
         click.echo("\n".join(found.remarks()))
     found.raise_if_regressed()
 

@@ -10,7 +10,6 @@ import click
 from mgvq_export.commands.options import BUNDLE, CHECKPOINT, OneOf
 from mgvq_export.commands.output import echo_json, echo_tables, progress_bar
 from mgvq_export.commands.verb import verb
-from mgvq_export.core.tables import Table
 
 
 @verb(
@@ -76,6 +75,6 @@ def calibrate(bundle: Path, images: tuple[Path, ...], output: Path, as_json: boo
     if as_json:
         echo_json(found.facts)
     else:
-        echo_tables([Table(columns, rows, title) for title, columns, rows in found.tables], between="after")
+        echo_tables(found.tables, between="after")
         click.echo("\n".join([*found.notes, *map(str, found.files)]))
     found.raise_if_failed()

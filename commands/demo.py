@@ -9,7 +9,6 @@ import click
 from mgvq_export.commands.options import folder_option
 from mgvq_export.commands.output import echo_json, echo_tables
 from mgvq_export.commands.verb import verb
-from mgvq_export.core.tables import Table
 
 
 @verb(folder_option("Folder to write to.", default=Path("demo-out"), show_default=True))
@@ -21,5 +20,5 @@ def demo(output: Path, as_json: bool) -> None:
     if as_json:
         echo_json(result.facts)
     else:
-        echo_tables([Table(columns, rows, title) for title, columns, rows in result.tables])
+        echo_tables(result.tables)
     result.raise_if_failed()

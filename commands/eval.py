@@ -10,7 +10,6 @@ import click
 from mgvq_export.commands.options import BUNDLE, MAX_PIXELS, RUN_OPTIONS, OneOf, folder_option, tokenizer_options
 from mgvq_export.commands.output import echo_json, echo_tables, progress_bar
 from mgvq_export.commands.verb import verb
-from mgvq_export.core.tables import Table
 
 METRICS = ("psnr", "ssim", "lpips", "rfid")
 BENCHMARKS = ("imagenet-val", "uhdbench")
@@ -47,5 +46,5 @@ def eval(bundle: Path, dataset: Path, output: Path, as_json: bool, **options: An
     results, files = run_evaluation(bundle, dataset, output, wanted, watch=progress_bar)
     if as_json:
         return echo_json(results.to_dict() | {"files": [str(file) for file in files]})
-    echo_tables([Table(*table, title=title) for title, table in results.tables()], between="after")
+    echo_tables(results.tables(), between="after")
     click.echo("\n".join([*results.remarks(), *map(str, files)]))

@@ -23,4 +23,4 @@ def inspect(target: str, trust: bool, allow_host_code: bool, as_json: bool) -> N
     if as_json:
         return echo_json(facts.values)
     echo_table(Table(("", ""), [[name, str(value)] for name, value in facts.summary()]))
-    echo_tables([Table(columns, rows, title) for title, columns, rows in facts.tables])
+    echo_tables(facts.tables)

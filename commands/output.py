@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,10 @@ from mgvq_export.core.errors import InputError
 from mgvq_export.core.tables import Table
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
+
+_READABLE = 14  # characters that a column is at least given where its text is longer
 
 _bars: list[Progress] = []  # those on the screen, the one in use last
 _screen = threading.RLock()  # held while a line is printed or a bar goes: a signal's thread prints too
@@ -109,18 +112,58 @@ def _plain(value: Any) -> Any:
 
 
 def echo_table(table: Table) -> None:
-    """A table on standard output. Its identifiers stay whole at any width; the other columns fold."""
+    """A table on standard output. Its identifiers stay whole at any width; the other columns fold.
+
+    Columns without any text are left out. Where the screen is too narrow for readable columns, each row becomes a line with its
+    identifiers, and below it the other cells with their headings.
+    """
     from rich.console import Console
+
+    # A pipe has no width: keep rows whole there instead of folding them at 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 240)
+    kept = [
+        index
+        for index in range(len(table.columns))
+        if index < table.identifiers or not table.rows or any(row[index] for row in table.rows)
+    ]
+    columns = [table.columns[index] for index in kept]
+    rows = [[row[index] for index in kept] for row in table.rows]
+    headings = [max(map(len, [*column.split(), ""])) for column in columns]
+    widths = [max(heading, *(len(row[index]) for row in rows), 0) for index, heading in enumerate(headings)]
+    needed = sum(width if index < table.identifiers else min(width, _READABLE) for index, width in enumerate(widths)) + 2 * (
+        len(widths) - 1
+    )
+    draw = _draw_columns if needed <= console.width else _draw_records
+    draw(console, columns, rows, table)
+
+
+def _draw_columns(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], table: Table) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
     shown = RichTable(title=table.title or None, box=None, title_justify="left", pad_edge=False)
-    for index, column in enumerate(table.columns):
+    for index, column in enumerate(columns):
         shown.add_column(column, no_wrap=index < table.identifiers, overflow="fold")
-    for row in table.rows:
+    for row in rows:
         shown.add_row(*map(Text, row))  # not str: rich takes [brackets] in a str for markup
-    # A pipe has no width: keep rows whole there instead of folding them at 80 columns.
-    Console(width=None if sys.stdout.isatty() else 240).print(shown)
+    console.print(shown)
+
+
+def _draw_records(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], table: Table) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    if table.title:
+        console.print(Text(table.title, style="italic"))
+    for row in rows:
+        console.print(Text("  ".join(cell for cell in row[: table.identifiers] if cell), overflow="fold"))
+        pairs = zip(columns[table.identifiers :], row[table.identifiers :], strict=True)
+        text = "   ".join(
+            f"{column}\u00a0{cell}" if column and len(cell) < _READABLE else f"{column} {cell}".strip()
+            for column, cell in pairs
+            if cell
+        )
+        console.print(Padding(Text(text, overflow="fold"), (0, 0, 0, 4)))
 
 
 def echo_tables(tables: Iterable[Table], *, between: Literal["before", "after"] = "before") -> None:

@@ -10,7 +10,6 @@ import click
 from mgvq_export.commands.options import BACKENDS, BUNDLE, CHECKPOINT, OneOf
 from mgvq_export.commands.output import echo_json, echo_table, progress_bar
 from mgvq_export.commands.verb import verb
-from mgvq_export.core.tables import Table
 
 CHECKS = ("network", "precision", "backend", "quantizer", "decoder", "graphs", "batch", "tiling", "round-trip")
 
@@ -49,10 +48,10 @@ def verify(bundle: Path, images: tuple[Path, ...], bisect: bool, as_json: bool, 
     if as_json:
         echo_json(report.to_dict() | ({"bisect": origins.to_dict()} if origins else {}))
     else:
-        echo_table(Table(*report.table()))
+        echo_table(report.table())
         click.echo(report.summary())
         if origins:
             click.echo("\n" + "\n".join(origins.summary))
             if origins.origins:
-                echo_table(Table(*origins.table(), title="Differences arise at"))
+                echo_table(origins.table())
     report.raise_if_failed()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from mgvq_export.core.files import make_folder
 from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.spec import group_counts
+from mgvq_export.core.tables import Table
 from mgvq_export.parity.results import ParityReport
 from mgvq_export.parity.verify import SAMPLES
 from mgvq_export.runtime.image_files import read_image, write_image
@@ -22,10 +23,10 @@ CAPTION = 22
 
 @dataclass
 class DemoResult:
-    """``facts`` as JSON-ready data, ``tables`` (title, columns, rows) for people, and the comparison with PyTorch."""
+    """``facts`` as JSON-ready data, ``tables`` for people, and the comparison with PyTorch."""
 
     facts: JsonObject
-    tables: list[tuple[str, Sequence[str], list[list[str]]]]
+    tables: list[Table]
     report: ParityReport
 
     def raise_if_failed(self) -> None:
@@ -83,9 +84,9 @@ def run_demo(output: Path, say: Callable[[str], None]) -> DemoResult:
     write_image(sheet, contact_sheet(strips))
     say(f"drew {sheet}")
     columns = ("photo", "size", *(f"{n} group{'s' * (n > 1)}" for n in counts), "bits/pixel")
-    tables: list[tuple[str, Sequence[str], list[list[str]]]] = [
-        ("PSNR in dB by groups used (photos held out from training)", columns, rows),
-        ("ONNX Runtime against PyTorch", *report.table()),
+    tables: list[Table] = [
+        Table(columns, rows, "PSNR in dB by groups used (photos held out from training)"),
+        replace(report.table(), title="ONNX Runtime against PyTorch"),
     ]
     facts: JsonObject = {"bundle": str(bundle.path), "contact_sheet": str(sheet), "photos": figures, "parity": report.to_dict()}
     return DemoResult(facts, tables, report)

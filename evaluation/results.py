@@ -13,6 +13,7 @@ import numpy as np
 
 from mgvq_export.core.files import PathLike, atomic_path, atomic_write_bytes
 from mgvq_export.core.json_files import JsonObject, to_json
+from mgvq_export.core.tables import Table
 from mgvq_export.evaluation.columns import Columns
 from mgvq_export.evaluation.datasets import Item
 
@@ -20,7 +21,6 @@ _BAD_LISTED = 10
 _DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "rfid": 2}
 
 #: Columns and rows of text.
-Table = tuple[tuple[str, ...], list[list[str]]]
 
 
 class RunIdentity(TypedDict):
@@ -160,12 +160,12 @@ class Results:
         """What ``results.json`` holds."""
         return to_json(self.facts)
 
-    def tables(self) -> list[tuple[str, Table]]:
-        """(title, (columns, rows)) of all that is printed."""
+    def tables(self) -> list[Table]:
+        """All that is printed."""
         return [
-            (f"{self.facts['model']}, {self.facts['images']['evaluated']} images at {self.facts['size']}", self.table()),
-            ("By groups used", self.group_table()),
-            (f"Codebook, {self.facts['codebook'][0]['tokens']} tokens per group", self.codebook_table()),
+            self.table(),
+            self.group_table(),
+            self.codebook_table(),
         ]
 
     def remarks(self) -> list[str]:
@@ -193,7 +193,8 @@ class Results:
             name, value, unit = figure["name"], figure["value"], figure["unit"]
             cells = [_text(name, value, unit), *([_text(name, figure["paper"], unit)] if paper else [])]
             rows.append([name, *cells, figure["note"]])
-        return ("figure", "value", *(("paper",) if paper else ()), "note"), rows
+        title = f"{self.facts['model']}, {self.facts['images']['evaluated']} images at {self.facts['size']}"
+        return Table(("figure", "value", *(("paper",) if paper else ()), "note"), rows, title)
 
     def group_table(self) -> Table:
         """Quality and rate by how many groups are used."""
@@ -207,7 +208,7 @@ class Results:
             ]
             for row in self.facts["by_groups"]
         ]
-        return ("groups", "PSNR dB", "SSIM", "bits/pixel", "entropy bits/pixel"), rows
+        return Table(("groups", "PSNR dB", "SSIM", "bits/pixel", "entropy bits/pixel"), rows, "By groups used")
 
     def codebook_table(self) -> Table:
         """Usage and entropy of each group."""
@@ -221,7 +222,8 @@ class Results:
             ]
             for row in self.facts["codebook"]
         ]
-        return ("group", "codes used", "usage", "entropy bits", "perplexity"), rows
+        title = f"Codebook, {self.facts['codebook'][0]['tokens']} tokens per group"
+        return Table(("group", "codes used", "usage", "entropy bits", "perplexity"), rows, title)
 
     def write(self, folder: PathLike) -> list[Path]:
         """``results.json`` and ``images.csv`` in ``folder``, each whole or not at all. Returns their paths."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.manifest import TensorEntry
 from mgvq_export.core.spec import Part
-from mgvq_export.inspection.facts import Facts, Table, model_rows, plan_rows
+from mgvq_export.core.tables import Table
+from mgvq_export.inspection.facts import Facts, model_rows, plan_rows
 
 
 def describe_bundle(path: Path) -> Facts:
@@ -44,11 +45,11 @@ def describe_bundle(path: Path) -> Facts:
             rows.append([graph.file, f"{graph.bytes / 1e3:.1f} kB", *ends])
     for engine in bundle.engines:
         rows.append([engine.file, f"{engine.bytes / 1e6:.1f} MB", "", ""])
-    tables: list[Table] = [("Files", ("file", "size", "inputs", "outputs"), rows)]
+    tables: list[Table] = [Table(("file", "size", "inputs", "outputs"), rows, "Files")]
     if plans:
         described = {name: plan_rows(plan) for name, plan in plans.items()}
         columns = tuple(next(iter(described.values())))
-        tables.append(("Precision plans", columns, [[str(value) for value in plan.values()] for plan in described.values()]))
+        tables.append(Table(columns, [[str(value) for value in plan.values()] for plan in described.values()], "Precision plans"))
     return Facts(values, tables)
 
 

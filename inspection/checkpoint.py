@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from mgvq_export.core.errors import InputError
+from mgvq_export.core.tables import Table
 from mgvq_export.inspection.facts import Facts, model_rows
 
 
@@ -35,4 +36,4 @@ def describe_checkpoint(target: str) -> Facts:
             zip(spec.widths, spec.blocks, spec.encoder_depths, spec.decoder_depths, strict=True)
         )
     ]
-    return Facts(values, [("Stages", ("stage", "1/resolution", "width", "kind", "encoder", "decoder"), rows)])
+    return Facts(values, [Table(("stage", "1/resolution", "width", "kind", "encoder", "decoder"), rows, "Stages")])

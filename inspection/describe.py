@@ -17,12 +17,12 @@ def known_models() -> list[JsonObject]:
     return [
         {
             "name": spec.name,
-            "f": spec.downsample,
+            "downsample": spec.downsample,
             "groups": spec.groups,
-            "codes/group": spec.codes_per_group,
-            "group dim": spec.group_dim,
-            "bits/token": spec.bits_per_token,
-            "bits/pixel": round(spec.bits_per_token / spec.downsample**2, 3),
+            "codes_per_group": spec.codes_per_group,
+            "group_dim": spec.group_dim,
+            "bits_per_token": spec.bits_per_token,
+            "bits_per_pixel": round(spec.bits_per_token / spec.downsample**2, 3),
             "checkpoint": "in the package" if spec is DEMO_SPEC else f"{spec.name.replace('-', '_')}.pt",
         }
         for spec in (*VARIANTS.values(), DEMO_SPEC)

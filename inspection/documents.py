@@ -14,6 +14,7 @@ from mgvq_export.core.errors import InputError
 from mgvq_export.core.json_files import JsonSource, convert_json, read_json
 from mgvq_export.core.precision_plan import FORMAT as PLAN
 from mgvq_export.core.precision_plan import PrecisionPlan
+from mgvq_export.core.tables import Table
 from mgvq_export.inspection.bundle import describe_bundle
 from mgvq_export.inspection.facts import Facts, figure_rows, plan_rows, plan_table
 
@@ -64,7 +65,7 @@ def _plan(path: Path, values: Values, source: JsonSource) -> Facts:
     plan = PrecisionPlan.load(path)
     tables = [plan_table(plan)]
     if plan.measured:
-        tables.append(("Measured", ("figure", "value"), figure_rows(plan.measured)))
+        tables.append(Table(("figure", "value"), figure_rows(plan.measured), "Measured"))
     return Facts({"kind": "precision plan", **plan_rows(plan), "plan": plan.to_dict()}, tables)
 
 
@@ -92,7 +93,7 @@ def _bench(path: Path, values: Values, source: JsonSource) -> Facts:
     ]
     facts = {"kind": "bench results", "of": results.kind, "date": results.date, "measured": heading(results)}
     columns = ("", "group", "rounds", "ms, median", "peak MiB", "")
-    return Facts(facts | {"results": results.to_dict()}, [("Entries", columns, rows)])
+    return Facts(facts | {"results": results.to_dict()}, [Table(columns, rows, "Entries", identifiers=2)])
 
 
 def _ranges(path: Path, values: Values, source: JsonSource) -> Facts:
@@ -105,7 +106,7 @@ def _ranges(path: Path, values: Values, source: JsonSource) -> Facts:
         for name, one in found.items()
     ]
     facts = {"kind": "calibration ranges", "windows": f"{ranges.done} of {ranges.total}", "values": len(rows)}
-    return Facts(facts, [("Values", ("value", "graph", "largest", "infinite in float16", "zero in float16"), rows)])
+    return Facts(facts, [Table(("value", "graph", "largest", "infinite in float16", "zero in float16"), rows, "Values")])
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _evaluation(path: Path, values: Values, source: JsonSource) -> Facts:
         "run": f"{found.backend} {found.precision}",
         "images": f"{found.images.evaluated} at {found.size}",
     }
-    return Facts(facts | {"results": dict(values)}, [("Figures", ("figure", "value", "unit", "note"), rows)])
+    return Facts(facts | {"results": dict(values)}, [Table(("figure", "value", "unit", "note"), rows, "Figures")])
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _verification(path: Path, values: Values, source: JsonSource) -> Facts:
         "made": found.created,
         "checks": ", ".join(f"{count} {status}" for status, count in counts.items()) or "none",
     }
-    return Facts(facts | {"report": dict(values)}, [("Checks", ("check", "value", "limit", "result", "detail"), rows)])
+    return Facts(facts | {"report": dict(values)}, [Table(("check", "value", "limit", "result", "detail"), rows, "Checks")])
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _calibration(path: Path, values: Values, source: JsonSource) -> Facts:
         "nodes": ", ".join(f"{count} {precision}" for precision, count in found.nodes.items()) or "none",
         "notes": "; ".join(found.notes) or "-",
     }
-    return Facts(facts | {"report": dict(values)}, [("Measured", ("figure", "value"), figure_rows(both))])
+    return Facts(facts | {"report": dict(values)}, [Table(("figure", "value"), figure_rows(both), "Measured")])
 
 
 def _number(value: Number) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mgvq_export.core.json_files import JsonObject, to_json
 from mgvq_export.core.manifest import EngineRecord, KernelRecord
-from mgvq_export.inspection.facts import Facts, Table
+from mgvq_export.core.tables import Table
+from mgvq_export.inspection.facts import Facts
 
 
 def describe_engine_file(path: Path, trust: bool, allow_host_code: bool) -> Facts:
@@ -48,13 +49,13 @@ def describe_engine_file(path: Path, trust: bool, allow_host_code: bool) -> Fact
             {name: {"min": list(three.min), "opt": list(three.opt), "max": list(three.max)} for name, three in profile.items()}
             for profile in record.profiles
         ]
-    tables: list[Table] = [("Inputs and outputs", ("", "name", "dtype", "shape"), rows)]
+    tables: list[Table] = [Table(("", "name", "dtype", "shape"), rows, "Inputs and outputs", identifiers=2)]
     shapes = [
         [str(index), name, *(str(three[key]) for key in ("min", "opt", "max"))]
         for index, profile in enumerate(profiles)
         for name, three in profile.items()
     ]
-    tables.append(("Profiles", ("profile", "input", "min", "opt", "max"), shapes))
+    tables.append(Table(("profile", "input", "min", "opt", "max"), shapes, "Profiles", identifiers=2))
     if contents:
         values |= {
             "scratch memory": f"{contents['scratch bytes'] / 1e6:.1f} MB",
@@ -62,7 +63,7 @@ def describe_engine_file(path: Path, trust: bool, allow_host_code: bool) -> Fact
             "plugin layers": contents["plugin layers"],
         }
         layers = [[str(index), layer["name"], layer["type"] or "-"] for index, layer in enumerate(contents["layers"])]
-        tables.append(("Layers", ("", "name", "type"), layers))
+        tables.append(Table(("", "name", "type"), layers, "Layers"))
     else:
         values["layers"] = f"not listed: {found.not_loaded}"
     nested: JsonObject = {"record": stored, "contents": contents}

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from mgvq_export.core.errors import shown
 from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.precision_plan import PrecisionPlan
 from mgvq_export.core.spec import ModelSpec
+from mgvq_export.core.tables import Table
 
 _LONGEST = 2000  # characters of one cell
-
-#: Title, columns and rows of text.
-Table = tuple[str, Sequence[str], list[list[str]]]
 
 
 @dataclass
 class Facts:
-    """What was found: ``values`` as JSON-ready data, ``tables`` (title, columns, rows) for people."""
+    """What was found: ``values`` as JSON-ready data, ``tables`` for people."""
 
     values: JsonObject
     tables: list[Table] = field(default_factory=list)
@@ -27,7 +25,7 @@ class Facts:
         """The same with the text of tables and plain values shortened and escaped: what comes from files may hold anything."""
         values = {name: _shown(value) if isinstance(value, str) else value for name, value in self.values.items()}
         return Facts(
-            values, [(title, columns, [[_shown(cell) for cell in row] for row in rows]) for title, columns, rows in self.tables]
+            values, [replace(table, rows=[[_shown(cell) for cell in row] for row in table.rows]) for table in self.tables]
         )
 
     def summary(self) -> list[tuple[str, object]]:
@@ -78,7 +76,7 @@ def plan_table(plan: PrecisionPlan) -> Table:
         ]
         for name, node in plan.nodes.items()
     ]
-    return f"Nodes that do not run in {plan.base} as they are", ("node", "precision", "scales of inputs", "reason"), rows
+    return Table(("node", "precision", "scales of inputs", "reason"), rows, f"Nodes that do not run in {plan.base} as they are")
 
 
 def figure_rows(values: Mapping[str, object], where: str = "") -> list[list[str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.json_files import to_json
+from mgvq_export.core.tables import Table
 from mgvq_export.inspection.facts import Facts
 
 
@@ -41,5 +42,9 @@ def describe_graph(path: Path) -> Facts:
     rows = [[end, v.name, v.dtype, str(list(v.shape))] for end, graph_ends in sides.items() for v in graph_ends]
     counts = [[name, str(count)] for name, count in operators.most_common()]
     return Facts(
-        values, [("Inputs and outputs", ("", "name", "dtype", "shape"), rows), ("Operators", ("operator", "nodes"), counts)]
+        values,
+        [
+            Table(("", "name", "dtype", "shape"), rows, "Inputs and outputs", identifiers=2),
+            Table(("operator", "nodes"), counts, "Operators"),
+        ],
     )

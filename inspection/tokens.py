@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mgvq_export.core.tables import Table
 from mgvq_export.core.tokens import Tokens
 from mgvq_export.inspection.facts import Facts
 
@@ -26,7 +27,7 @@ def describe_tokens(path: Path) -> Facts:
     rows = []
     for group, codes in enumerate(tokens.codes):
         rows.append([str(group), str(len(set(codes.ravel().tolist()))), str(int(codes.min())), str(int(codes.max()))])
-    return Facts(values, [("Groups, coarse to fine", ("group", "different codes", "smallest", "largest"), rows)])
+    return Facts(values, [Table(("group", "different codes", "smallest", "largest"), rows, "Groups, coarse to fine")])
 
 
 def is_token_file(path: Path) -> bool:

@@ -18,6 +18,7 @@ from mgvq_export.core.errors import BackendError
 from mgvq_export.core.files import PathLike
 from mgvq_export.core.json_files import JsonObject, to_json
 from mgvq_export.core.spec import Part
+from mgvq_export.core.tables import Table
 from mgvq_export.parity.metrics import relative_l2
 from mgvq_export.parity.network import find_network
 from mgvq_export.parity.results import format_value
@@ -69,14 +70,16 @@ class Bisection:
         """JSON-ready."""
         return {"summary": self.summary, "origins": to_json(self.origins)}
 
-    def table(self) -> tuple[tuple[str, ...], list[list[str]]]:
+    def table(self) -> Table:
         """Columns and rows of text: the first few origins of each comparison."""
         rows: list[list[str]] = []
         for one in self.origins:
             if sum(row[0] == one.comparison for row in rows) < _SHOWN:
                 errors = (format_value(one.error_before), format_value(one.error))
                 rows.append([one.comparison, one.part, one.node, one.operator, *errors])
-        return ("comparison", "graph", "node", "operator", "error before", "error"), rows
+        return Table(
+            ("comparison", "graph", "node", "operator", "error before", "error"), rows, "Differences arise at", identifiers=3
+        )
 
 
 def bisect(bundle: PathLike | Bundle, image: np.ndarray, *, checkpoint: PathLike | None = None) -> Bisection:

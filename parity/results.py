@@ -9,6 +9,7 @@ from typing import TypedDict
 
 from mgvq_export.core.errors import CheckFailed
 from mgvq_export.core.json_files import JsonObject, to_json
+from mgvq_export.core.tables import Table
 from mgvq_export.parity.tolerances import Tolerance
 
 PASSED, FAILED, REPORTED, SKIPPED = "passed", "FAILED", "reported", "skipped"
@@ -117,13 +118,13 @@ class ParityReport:
         """JSON-ready."""
         return {**self.facts, "passed": self.passed, "checks": [check.to_dict() for check in self.checks]}
 
-    def table(self) -> tuple[tuple[str, ...], list[list[str]]]:
+    def table(self) -> Table:
         """Columns and rows of text."""
         rows = []
         for check in self.checks:
             value = "" if check.value is None else format_value(check.value)
             rows.append([check.name, value, str(check.tolerance or ""), check.status, check.detail])
-        return ("check", "value", "limit", "result", "detail"), rows
+        return Table(("check", "value", "limit", "result", "detail"), rows)
 
     def summary(self) -> str:
         """``14 passed, 1 FAILED, 2 skipped``; above it, if so, that the network was not compared, and why."""

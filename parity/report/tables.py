@@ -6,17 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mgvq_export.core.tables import Table
 from mgvq_export.parity.report.report_data import ReportData
 from mgvq_export.parity.results import CheckResult, format_value
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under ``columns``."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,7 @@ def _fact(value: object) -> str:
 def check_table(data: ReportData) -> Table:
     """Every check, in the order asked."""
     columns = ("check", "question", "value", "limit", "reason of the limit", "result", "detail")
-    return Table("", columns, [check_row(check) for check in data.report.checks])
+    return Table(columns, [check_row(check) for check in data.report.checks])
 
 
 def check_row(check: CheckResult) -> list[str]:
@@ -117,7 +109,7 @@ def _photo_tables(data: ReportData) -> list[Table]:
         ]
         for photo in data.photos
     ]
-    return [Table("PSNR by groups used; errors of all groups in 8-bit steps", columns, rows)]
+    return [Table(columns, rows, "PSNR by groups used; errors of all groups in 8-bit steps")]
 
 
 def _code_tables(data: ReportData) -> list[Table]:
@@ -137,7 +129,7 @@ def _code_tables(data: ReportData) -> list[Table]:
         ]
         for one in data.codes
     ]
-    return [Table("Codes that differ, and their margins", columns, rows)]
+    return [Table(columns, rows, "Codes that differ, and their margins")]
 
 
 def _tiling_tables(data: ReportData) -> list[Table]:
@@ -169,8 +161,8 @@ def _tiling_tables(data: ReportData) -> list[Table]:
     plans = [[row.mode, row.encode_plan, row.decode_plan] for row in data.tiling]
     first = data.tiling[0].photo
     return [
-        Table(f"{first}, in windows against in one", columns, rows),
-        Table("The windows", ("tiles", "encode", "decode"), plans),
+        Table(columns, rows, f"{first}, in windows against in one"),
+        Table(("tiles", "encode", "decode"), plans, "The windows"),
     ]
 
 
@@ -192,7 +184,9 @@ def _time_tables(data: ReportData) -> list[Table]:
         rate = row.size[0] * row.size[1] / 1e6 / row.median
         spread = (f"{min(row.seconds):.3f}", f"{max(row.seconds):.3f}")
         rows.append([row.precision, row.direction, f"{row.median:.3f}", *spread, f"{rate:.2f}"])
-    return [Table("Seconds", ("precision", "direction", "median", "fastest", "slowest", "megapixels per second"), rows)]
+    return [
+        Table(("precision", "direction", "median", "fastest", "slowest", "megapixels per second"), rows, "Seconds", identifiers=2)
+    ]
 
 
 def _memory_tables(data: ReportData) -> list[Table]:
@@ -211,13 +205,13 @@ def _memory_tables(data: ReportData) -> list[Table]:
         ]
         for row in data.memory
     ]
-    return [Table("Peak memory of the process", columns, rows)]
+    return [Table(columns, rows, "Peak memory of the process")]
 
 
 def _version_tables(data: ReportData) -> list[Table]:
-    tables = [Table(title, ("", ""), [[name, value] for name, value in rows.items()]) for title, rows in data.about.items()]
+    tables = [Table(("", ""), [[name, value] for name, value in rows.items()], title) for title, rows in data.about.items()]
     rows = [[entry.file, f"{entry.bytes:,}", entry.sha256] for entry in data.files]
-    return [*tables, Table("Files of the bundle", ("file", "bytes", "SHA-256"), rows)]
+    return [*tables, Table(("file", "bytes", "SHA-256"), rows, "Files of the bundle")]
 
 
 def format_psnr(value: float) -> str:

@@ -44,7 +44,7 @@ def use(good: Path, path: Path) -> Callable[[], object]:
             heading(Results.load(path))
             for pair in ((good, path), (path, good)):
                 found = compare_files(*pair, force=True)
-                shown = [*found.remarks(), *(cell for row in found.table()[1] for cell in row)]
+                shown = [*found.remarks(), *(cell for row in found.table().rows for cell in row)]
                 assert all(text.isprintable() for text in shown), shown
                 json.dumps(found.to_dict(), allow_nan=False)
 

@@ -126,7 +126,7 @@ def test_fp8_and_the_encoder(small_bundle, photos, held_out_photo, tmp_path: Pat
     assert found.effect.psnr == np.inf  # the decoder is untouched
     assert set(found.searches) == {"encoder"}  # its sums come after norms, which no 8-bit convolution is joined with
     assert found.compared == "encoder" and "% of codes equal" in found.notes[-1]
-    titles = [title for title, *_ in tables(found)]
+    titles = [table.title for table in tables(found)]
     assert "encoder, work in 8 bits" in titles
     write_plots(found, tmp_path)
     assert (tmp_path / "curve-encoder.png").stat().st_size > 10_000

@@ -68,7 +68,7 @@ def test_an_engine_of_a_bundle_needs_no_tensorrt(path, no_tensorrt):
     assert (values["part"], values["precision"], values["TensorRT"]) == ("quantizer", "fp32", "11.4.0.106")
     assert values["GPU"] == "NVIDIA H200 (9.0)" and values["file"].startswith("as it was built")
     assert "TensorRT is not usable" in values["runs here"] and values["layers"].startswith("not listed")
-    tables = {title: rows for title, _, rows in facts.tables}
+    tables = {table.title: table.rows for table in facts.tables}
     assert ["output", "codes", "int32", "['batch', 4, 'latent_height', 'latent_width']"] in tables["Inputs and outputs"]
     assert tables["Profiles"][1] == ["1", "latent", "[1, 16, 4, 6]", "[1, 16, 4, 6]", "[1, 16, 4, 6]"]
 
@@ -87,7 +87,7 @@ def test_layers_where_the_engine_can_be_loaded(path, inspectable):
     facts = describe(str(path))
     assert facts.values["runs here"] == "yes"
     assert facts.values["plugin layers"] == 1 and facts.values["layers"] == 2 and facts.values["scratch memory"] == "12.0 MB"
-    tables = {title: rows for title, _, rows in facts.tables}
+    tables = {table.title: table.rows for table in facts.tables}
     assert tables["Layers"][0] == ["0", "quantize/argmin", "PluginV3"]
     assert tables["Inputs and outputs"][0] == ["input", "latent", "float32", "[-1, 16, -1, -1]"]
     assert tables["Profiles"][0][1:3] == ["latent", "[1, 16, 2, 3]"]
