@@ -1,7 +1,10 @@
 """OpenVINO: sessions over the graphs of a bundle, on the CPU.
 
-Every graph is compiled once, for shapes of any size: measured, that is as fast as a compilation for one shape, gives the same bits,
-and holds the packed weights once for all shapes. What OpenVINO prepares for a shape it keeps itself, for a bounded number of them.
+A graph of floats is compiled once, for shapes of any size: measured, that is as fast as a compilation for one shape, gives the same
+bits, and holds the packed weights once for all shapes. What OpenVINO prepares for a shape it keeps itself, for a bounded number of them.
+
+A graph with 8-bit nodes is compiled for every shape, and a few of those are kept: compiled for any shape, OpenVINO 2026.4 computes
+attention over 8-bit values wrongly (a third of the decoder head's output, measured).
 """
 
 from __future__ import annotations
@@ -9,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +30,12 @@ if TYPE_CHECKING:
     import openvino
 
 _INTERVAL_MS = 100  # between looks for Ctrl-C
+_MOST_SHAPES = 4  # compilations kept of a graph that is compiled for every shape
 
+Shapes = tuple[tuple[int, ...], ...]
+Compile = Callable[["openvino.Model"], "openvino.CompiledModel"]
+
+_TABLES = (Part.QUANTIZER, Part.DEQUANTIZER)  # they look rows up, and compute nothing
 _DECODER = (Part.DECODER, Part.DECODER_HEAD, Part.DECODER_TRUNK, Part.DECODER_TRUNK_COARSE, Part.DECODER_TRUNK_FINE)
 _BF16_PARTS: dict[str, tuple[Part, ...]] = {"bf16": _DECODER, "bf16-all": tuple(Part)}
 
@@ -38,11 +47,16 @@ class OpenVinoSession:
         inputs, outputs: names -> numpy dtypes, in the graph's order.
     """
 
-    def __init__(self, name: str, compiled: openvino.CompiledModel):
-        """Use :class:`OpenVinoGraphs`. ``name`` is what messages call the graph."""
-        self._name, self._compiled = name, compiled
-        self.inputs: Mapping[str, np.dtype[Any]] = {port.any_name: port.element_type.to_dtype() for port in compiled.inputs}
-        self.outputs: Mapping[str, np.dtype[Any]] = {port.any_name: port.element_type.to_dtype() for port in compiled.outputs}
+    def __init__(self, name: str, model: openvino.Model, compile_model: Compile, *, by_shape: bool = False):
+        """Use :class:`OpenVinoGraphs`. ``name`` is what messages call the graph; ``by_shape``: compile it for every shape."""
+        self._name, self._compile = name, compile_model
+        self.inputs: Mapping[str, np.dtype[Any]] = {port.any_name: port.element_type.to_dtype() for port in model.inputs}
+        self.outputs: Mapping[str, np.dtype[Any]] = {port.any_name: port.element_type.to_dtype() for port in model.outputs}
+        self._model = model if by_shape else None
+        self._compiled: OrderedDict[Shapes, openvino.CompiledModel] = OrderedDict()
+        self._lock = threading.Lock()
+        if not by_shape:
+            self._compiled[()] = compile_model(model)
 
     def run(self, feeds: Mapping[str, Array], outputs: list[str] | None = None) -> list[Array]:
         """The outputs (all, in the graph's order, when None). Float feeds are cast to the graph's type.
@@ -50,8 +64,8 @@ class OpenVinoSession:
         Raises :class:`BackendError` when OpenVINO fails, or has too little memory.
         """
         values = {name: np.asarray(feeds[name], dtype, order="C") for name, dtype in self.inputs.items()}
-        request = self._compiled.create_infer_request()
         try:
+            request = self._compiled_for(values).create_infer_request()
             request.start_async(values, share_inputs=True)
             _finish(request)
         except (RuntimeError, MemoryError) as error:
@@ -64,9 +78,26 @@ class OpenVinoSession:
         # The arrays are the request's own memory, which lives as long as they do.
         return [request.get_tensor(name).data for name in outputs or self.outputs]
 
+    def _compiled_for(self, values: Mapping[str, Array]) -> openvino.CompiledModel:
+        """The compilation that runs ``values``; of those for one shape, the one used longest ago makes room for a new one."""
+        if self._model is None:
+            return self._compiled[()]
+        key: Shapes = tuple(array.shape for array in values.values())
+        with self._lock:
+            if key not in self._compiled:
+                model = self._model.clone()
+                model.reshape({name: list(array.shape) for name, array in values.items()})
+                while len(self._compiled) >= _MOST_SHAPES:
+                    self._compiled.popitem(last=False)
+                self._compiled[key] = self._compile(model)
+            self._compiled.move_to_end(key)
+            return self._compiled[key]
+
     def rest(self) -> None:
         """Give back the memory of intermediate values; the next run takes it again."""
-        self._compiled.release_memory()
+        with self._lock:
+            for compiled in self._compiled.values():
+                compiled.release_memory()
 
 
 def _finish(request: openvino.InferRequest) -> None:
@@ -168,6 +199,8 @@ class OpenVinoGraphs(LazyGraphs[AnySession]):
         return self._core
 
     def _compile(self, model: openvino.Model, part: Part) -> OpenVinoSession:
+        side = "encoder" if part.value.startswith("encoder") else "decoder"
+        eight_bit = part not in _TABLES and self.bundle.kind(self.graphs, side) == "int8"
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if part in _BF16_PARTS.get(self.precision, ()) else "f32",
             "INFERENCE_NUM_THREADS": self._threads,
@@ -175,7 +208,8 @@ class OpenVinoGraphs(LazyGraphs[AnySession]):
             "ENABLE_CPU_PINNING": False,  # other work runs on the same processors
             "CACHE_DIR": "",
         }
-        return OpenVinoSession(str(part), self._any_core().compile_model(model, "CPU", settings))
+        core = self._any_core()
+        return OpenVinoSession(str(part), model, lambda some: core.compile_model(some, "CPU", settings), by_shape=eight_bit)
 
     def _quantizer(self, path: Path) -> QuantizerSession:
         """OpenVINO reads no functions inside a model: the operator becomes a placeholder, which is then cut out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from mgvq_export.core.bundle import Bundle
@@ -13,6 +14,8 @@ from mgvq_export.runtime.ort.sessions import OrtGraphs, check_provider
 from mgvq_export.runtime.pipeline import HostBackend, default_precision
 from mgvq_export.runtime.tiling.costs import CostModel, Speed
 from mgvq_export.runtime.tiling.memory import return_freed_memory
+
+_log = logging.getLogger("mgvq_export")
 
 _GPU_BATCHES = (1, 2, 4, 8)
 
@@ -46,6 +49,12 @@ def open_backend(name: str, bundle: Bundle, options: RunOptions, *, required: bo
         return None
     precision = options.precision or default_precision(bundle)
     bundle.graph(precision, Part.QUANTIZER)  # names the precisions it has when this one is missing
+    kinds = {bundle.kind(precision, side) for side in ("encoder", "decoder")}
+    if on_host and kinds & {"int8"}:
+        _log.warning(
+            "%s is no faster than fp32 on ort-cpu: pip install 'mgvq-export[openvino]', then --backend openvino runs it two to four times faster",
+            precision,
+        )
     limited = options.tiling.limit is not None
     if limited:
         return_freed_memory()

@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 
 from mgvq_export.cli import main
 from mgvq_export.core.bundle import Bundle
-from mgvq_export.core.errors import BundleError, InputError
+from mgvq_export.core.errors import BackendError, BundleError, InputError
 from mgvq_export.core.precision_plan import LARGEST, Budgets, MadeFor, NodePlan, PrecisionPlan
 from mgvq_export.core.spec import TRUNKS, Part
 from mgvq_export.export.bundles import export_bundle
@@ -30,6 +30,7 @@ from mgvq_export.model.checkpoint import load_checkpoint
 from mgvq_export.model.network import MGVQ
 from mgvq_export.model.synthetic import synthetic_image
 from mgvq_export.parity.metrics import psnr, relative_l2
+from mgvq_export.parity.tolerances import tolerance
 from mgvq_export.runtime.images import to_float, to_uint8
 from mgvq_export.runtime.ort.sessions import OrtSession
 from mgvq_export.runtime.tokenizer import Tokenizer
@@ -648,3 +649,36 @@ def test_help_of_calibrate_says_what_is_written_and_when_it_fails() -> None:
     shown = " ".join(CliRunner().invoke(main, ["calibrate", "--help"]).stdout.split())
     for text in ("Exit code 1", "written all the same", "<plan>-report beside the plan", "squares cut from", "may be repeated"):
         assert text in shown
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-all"])
+def test_openvino_computes_what_the_graph_says(precision: str, bundle: Bundle, rng: np.random.Generator) -> None:
+    """Of every part, at two sizes: the values that ONNX Runtime computes from the same Q/DQ pairs, on the same inputs."""
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    with (
+        Tokenizer.open(bundle, backend="ort-cpu", precision=precision) as wanted,
+        Tokenizer.open(bundle, backend="openvino", precision=precision) as found,
+    ):
+        for height, width in ((64, 96), (96, 64), (64, 96)):
+            inputs = {"image": synthetic_image(height, width, 1)}
+            for part in (Part.ENCODER_TRUNK, Part.ENCODER_HEAD, Part.QUANTIZER, Part.DECODER_HEAD, Part.DECODER_TRUNK):
+                output = "quantized" if part is Part.QUANTIZER else bundle.graph(precision, part).outputs[0].name
+                (expected,), (values,) = (one.graphs[part].run(inputs, [output]) for one in (wanted, found))
+                off = np.linalg.norm(values.astype(float) - expected) / np.linalg.norm(expected.astype(float))
+                assert tolerance("latent", "int8").holds(off), f"{part} at {width}x{height}: {off:.3f} off"
+                inputs = {output: expected}
+
+
+def test_openvino_refuses_8_bit_floats(bundle: Bundle) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    with pytest.raises(BackendError, match="fp8 computes with 8-bit floats, which openvino does not run"):
+        Tokenizer.open(bundle, backend="openvino", precision="fp8")
+    with Tokenizer.open(bundle, precision="fp8") as opened:
+        assert opened.backend == "ort-cpu"
+
+
+def test_8_bits_on_onnx_runtime_say_that_they_do_not_pay(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    for precision, said in (("fp32", False), ("int8", True), ("int8-all", True)):
+        caplog.clear()
+        Tokenizer.open(bundle, backend="ort-cpu", precision=precision)
+        assert ("is no faster than fp32 on ort-cpu: pip install 'mgvq-export[openvino]'" in caplog.text) == said
