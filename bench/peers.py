@@ -16,6 +16,7 @@ from mgvq_export.bench.timing import Laps
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.core.spec import Part
+from mgvq_export.runtime.backend import ON_HOST
 from mgvq_export.runtime.image_files import read_image
 from mgvq_export.runtime.images import pad_to_multiple, to_float, to_uint8
 
@@ -29,8 +30,11 @@ RunGraph = Callable[[dict[str, np.ndarray], list[str]], list[np.ndarray]]
 PEERS = {
     "torch": "the PyTorch network, eager",
     "torch-channels-last": "the PyTorch network, eager, channels last in memory",
+    "torch-bf16": "the PyTorch network, eager, in bfloat16",
     "torch-compile": "the PyTorch network through torch.compile",
     "whole-graph": "encoder.onnx and decoder.onnx in one piece, with the runtime's sessions",
+    "openvino": "encoder.onnx and decoder.onnx in one piece in OpenVINO, compiled for the size, float32; the quantizer is the runtime's",
+    "openvino-bf16": "the same in bfloat16",
     "plain-ort": "encoder.onnx and decoder.onnx in ONNX Runtime as it comes: its own memory arena, no fused kernel",
 }
 
@@ -59,6 +63,8 @@ def check_peers(names: Sequence[str]) -> None:
 
 def build_peer(name: str, options: PeerOptions) -> PeerJob:
     """The job of a peer. Raises :class:`BackendError` when it cannot run, with the reason."""
+    if name.startswith("openvino"):
+        return PeerJob(_OpenVinoNetwork(options, "bf16" if name == "openvino-bf16" else "f32"), options)
     if name in ("whole-graph", "plain-ort"):
         return PeerJob(_OnnxNetwork(options, plain=name == "plain-ort"), options)
     return PeerJob(_TorchNetwork(name, options), options)
@@ -102,6 +108,9 @@ class PeerJob:
         return {"codes": self._codes[0], "facts": self._network.facts}
 
 
+_PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
+
+
 class _TorchNetwork:
     def __init__(self, name: str, options: PeerOptions):
         import torch
@@ -116,8 +125,10 @@ class _TorchNetwork:
         self._device = "cuda" if on_cuda(options.backend) else "cpu"
         # On a CPU the float16 graphs are computed in float32 too.
         self._dtype = torch.float16 if options.precision == "fp16" and self._device == "cuda" else torch.float32
+        if name == "torch-bf16":
+            self._dtype = torch.bfloat16
         self._layout = torch.channels_last if name == "torch-channels-last" else torch.contiguous_format
-        self.facts: EntryFacts = {"device": self._device, "precision": "fp16" if self._dtype is torch.float16 else "fp32"}
+        self.facts: EntryFacts = {"device": self._device, "precision": _PRECISIONS[str(self._dtype)]}
         network = network.requires_grad_(False).to(self._device, self._dtype)
         network = network.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's types know it for tensors only
         self.warm_up_whole = name == "torch-compile"  # it compiles for one size
@@ -160,6 +171,43 @@ class _OnnxNetwork:
         return to_uint8(self._sessions[Part.DECODER]({"quantized": quantized}, ["image"])[0])
 
 
+class _OpenVinoNetwork:
+    warm_up_whole = True  # it compiles for one size
+
+    def __init__(self, options: PeerOptions, precision: str):
+        import openvino
+
+        from mgvq_export.core.processors import usable_cpus
+        from mgvq_export.runtime.openvino.backend import check_installed
+        from mgvq_export.runtime.openvino.sessions import OpenVinoGraphs
+
+        check_installed()
+        bundle = Bundle.open(options.bundle)
+        threads = options.threads or usable_cpus()
+        self.facts: EntryFacts = {"precision": "bf16" if precision == "bf16" else options.precision}
+        self._groups = np.array(bundle.spec.groups, np.int64)
+        self._tables = OpenVinoGraphs(bundle, options.precision, precision=options.precision, threads=threads)
+        self._core, self._compiled = openvino.Core(), dict[tuple[Part, tuple[int, ...]], openvino.CompiledModel]()
+        self._settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+        self._paths = {part: bundle.graph_path(options.precision, part) for part in (Part.ENCODER, Part.DECODER)}
+
+    def _run(self, part: Part, values: np.ndarray) -> np.ndarray:
+        key = (part, values.shape)
+        if key not in self._compiled:
+            model = self._core.read_model(self._paths[part])
+            model.reshape(list(values.shape))
+            self._compiled[key] = self._core.compile_model(model, "CPU", self._settings)
+        dtype = self._compiled[key].inputs[0].element_type.to_dtype()
+        return self._compiled[key]([values.astype(dtype, copy=False)])[0]
+
+    def encode(self, image: np.ndarray) -> np.ndarray:
+        return self._tables[Part.QUANTIZER].run({"latent": self._run(Part.ENCODER, to_float(image))}, ["codes"])[0]
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        (quantized,) = self._tables[Part.DEQUANTIZER].run({"codes": codes, "groups": self._groups})
+        return to_uint8(self._run(Part.DECODER, quantized))
+
+
 def _our_session(path: Path, options: PeerOptions) -> RunGraph:
     from mgvq_export.runtime.ort.sessions import OrtSession
 
@@ -187,12 +235,12 @@ def _plain_session(path: Path, options: PeerOptions) -> RunGraph:
 
 
 def _ort_backend(backend: str) -> str:
-    return "ort-cpu" if backend == "ort-cpu" else "ort-cuda"  # beside any other backend of the GPU, ONNX Runtime's
+    return "ort-cpu" if backend in ON_HOST else "ort-cuda"  # beside any other backend of the GPU, ONNX Runtime's
 
 
 def on_cuda(backend: str) -> bool:
     """Whether a peer of ``backend`` runs on the GPU: the backend does, and torch can."""
-    if backend == "ort-cpu":
+    if backend in ON_HOST:
         return False
     import torch
 
@@ -208,7 +256,7 @@ class CeilingJob:
         self._what = f"numpy float32 {side}"
         left, right = values
         self._multiply = lambda: left @ right
-        if backend != "ort-cpu":
+        if backend not in ON_HOST:
             self._on_gpu(values, precision)
 
     def _on_gpu(self, values: np.ndarray, precision: str) -> None:

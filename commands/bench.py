@@ -66,7 +66,8 @@ def run(bundle: Path, output: Path | None, plot: Path | None, as_json: bool, **o
     """Time BUNDLE from image file to token file and back, by stages; in turns with peers and with a large matrix product.
 
     Every backend, precision and tiling given runs at every size, each in a process of its own. Peers (--against) are torch,
-    torch-channels-last, torch-compile, whole-graph (each network in one graph) and plain-ort (ONNX Runtime as it comes).
+    torch-channels-last, torch-bf16, torch-compile, whole-graph (each network in one graph), plain-ort (ONNX Runtime as it comes),
+    openvino and openvino-bf16 (OpenVINO as it comes).
 
     \b
     mgvq-export bench bundle --size 2560x1440 --against torch,plain-ort -o before.json --plot before.png

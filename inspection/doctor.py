@@ -19,6 +19,7 @@ PACKAGES = {
     "onnxruntime": "running graphs (CPU)",
     "onnxruntime-extensions": "fused CPU quantizer kernel",
     "numba": "fused CPU quantizer kernel",
+    "openvino": "fastest backend without a GPU",
     "torch": "export: reading checkpoints",
     "onnx": "export: writing graphs",
     "huggingface-hub": "export: downloading checkpoints",
@@ -197,6 +198,19 @@ def _onnxruntime() -> list[Line]:
     return [*backends, _backend("ort-cuda", *_cuda_loads(gpu))]
 
 
+def _openvino() -> list[Line]:
+    from mgvq_export.core.errors import BackendError
+    from mgvq_export.runtime.openvino.backend import check_installed, has_bf16
+
+    try:
+        version = check_installed()
+    except BackendError as error:
+        return [_backend("openvino", False, str(error))]
+    return [
+        _backend("openvino", True, f"openvino {version}; {'runs' if has_bf16() else 'no'} --precision bf16 on this processor")
+    ]
+
+
 def _cuda_loads(gpu: str) -> tuple[bool, str]:
     """Whether the CUDA provider really starts: its libraries are looked for only then."""
     import ctypes
@@ -230,6 +244,7 @@ LINES: tuple[Callable[[], list[Line]], ...] = (
     needs("export", "export", "torch", "onnx"),
     _fused_kernel,
     _onnxruntime,
+    _openvino,
     _tensorrt,
     _rtx,
     needs("eval: LPIPS, rFID", "eval", "torch", "torchvision", "lpips", "clean-fid"),

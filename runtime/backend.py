@@ -137,21 +137,24 @@ class Entry:
         module: has ``open_backend(name, bundle, options, *, required) -> Backend | None``. When the backend cannot run here, it
             raises :class:`BackendError` with the remedy if ``required``, else returns None.
         precisions: name -> the bundle's graphs it runs, for precisions that the backend makes at run time.
+        on_host: whether it computes on the CPU, in the host's memory.
     """
 
     module: str
     precisions: Mapping[str, str] = field(default_factory=dict)
+    on_host: bool = False
 
 
 #: From the one that runs everywhere to the fastest: ``auto`` takes the last that can run.
 BACKENDS: dict[str, Entry] = {
-    "ort-cpu": Entry("mgvq_export.runtime.ort.backend"),
-    "openvino": Entry("mgvq_export.runtime.openvino.backend", {"bf16": "fp32", "bf16-all": "fp32"}),
+    "ort-cpu": Entry("mgvq_export.runtime.ort.backend", on_host=True),
+    "openvino": Entry("mgvq_export.runtime.openvino.backend", {"bf16": "fp32", "bf16-all": "fp32"}, on_host=True),
     "ort-cuda": Entry("mgvq_export.runtime.ort.backend"),
     "tensorrt-rtx": Entry("mgvq_export.runtime.tensorrt.backend"),
     "tensorrt": Entry("mgvq_export.runtime.tensorrt.backend"),
 }
 AUTO = "auto"
+ON_HOST = tuple(name for name, entry in BACKENDS.items() if entry.on_host)
 CHOICES = (AUTO, *BACKENDS)
 
 

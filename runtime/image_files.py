@@ -170,7 +170,8 @@ def _open(data: bytes, kind: Kind) -> Image.Image:
             raise InputError(
                 f"it is {kind.name}, and pillow-heif is not installed: pip install 'mgvq-export[images]', or convert it to JPEG or PNG"
             ) from None
-        return HeifImageFile(io.BytesIO(data))
+        image: Image.Image = HeifImageFile(io.BytesIO(data))
+        return image
     from PIL import Image
 
     assert kind.image is not None

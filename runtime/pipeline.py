@@ -175,7 +175,8 @@ class HostBackend:
         """uint8 [H, W, 3], H and W multiples of f -> codes int32 [G, H/f, W/f]."""
         if plan.mode == "blend":
             return blend.encode(self.graphs, image, plan.steps[0][1], progress)
-        return self._quantize(self.latent(image, plan, progress))[0]
+        codes: Array = self._quantize(self.latent(image, plan, progress))[0]
+        return codes
 
     def latent(self, image: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """uint8 [H, W, 3] -> latent [1, G*d, H/f, W/f] in the graphs' float type."""

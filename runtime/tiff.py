@@ -271,7 +271,8 @@ def _bytes_of(values: np.ndarray, bits: int) -> np.ndarray:
     if bits == 8:
         return values.astype(np.uint8)
     top = 2**bits - 1
-    return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+    scaled: np.ndarray = ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+    return scaled
 
 
 def _painted(indices: np.ndarray, colour_map: Sequence[int] | None, bits: int) -> np.ndarray:
@@ -280,7 +281,8 @@ def _painted(indices: np.ndarray, colour_map: Sequence[int] | None, bits: int) -
     if colours.size != 3 * 2**bits or colours.min() < 0 or colours.max() > 65535:
         raise InputError(f"its colour map has {colours.size} values; wanted {3 * 2**bits} of 0 to 65535")
     table = colours if colours.max() <= 255 else (colours * 255 + 32767) // 65535
-    return table.reshape(3, -1).T.astype(np.uint8)[indices]
+    painted: np.ndarray = table.reshape(3, -1).T.astype(np.uint8)[indices]
+    return painted
 
 
 def _with_profile(image: Image.Image, profile: object) -> Image.Image:

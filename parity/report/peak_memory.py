@@ -19,11 +19,11 @@ from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, InputError, MgvqError
 from mgvq_export.core.processes import python_command
 from mgvq_export.parity.report.report_data import MemoryRow
+from mgvq_export.runtime.backend import ON_HOST
 from mgvq_export.runtime.tiling.memory import forget_peak, peak_bytes, resident_bytes
 from mgvq_export.runtime.tiling.windows import TrunkPlan
 from mgvq_export.runtime.tokenizer import Tokenizer
 
-HOST_BACKENDS = ("ort-cpu", "openvino")  # those that work in the host's memory
 _PLENTY = 2**62  # a limit that every plan keeps; one has to be given for freed memory to be returned
 _SHARES = (1 / 2, 2 / 3, 3 / 4, 9 / 10)  # of what one window takes beside the loaded graphs
 _SMALL = 64  # pixels a side of the image coded first
@@ -40,9 +40,9 @@ def measure_peaks(
         BackendError: the backend's memory is not this process's, or the system does not tell a process's peak.
         InputError: no plan fits.
     """
-    if backend not in HOST_BACKENDS:
+    if backend not in ON_HOST:
         raise BackendError(
-            f"the memory of {backend} lies on the GPU; plans are held against measurements for {' and '.join(HOST_BACKENDS)} only"
+            f"the memory of {backend} lies on the GPU; plans are held against measurements for {' and '.join(ON_HOST)} only"
         )
     if not forget_peak():
         raise BackendError("this system does not tell a process's peak memory; Linux does")

@@ -29,7 +29,7 @@ class ErrorLog:
         self._logger.errors.clear()
 
     def __bool__(self) -> bool:
-        return self.recorder.num_errors() > 0
+        return bool(self.recorder.num_errors())
 
     def first(self, otherwise: str = "no reason given") -> str:
         """The first error on one line."""
@@ -62,7 +62,7 @@ def _shortened(text: str) -> str:
 def error_recorder(trt: Any) -> Any:
     """An ``IErrorRecorder`` that keeps the errors it is told."""
 
-    class Recorder(trt.IErrorRecorder):
+    class Recorder(trt.IErrorRecorder):  # type: ignore[misc]  # TensorRT has no types
         """Keeps TensorRT's errors until they are cleared. TensorRT calls it from any thread; appending is atomic."""
 
         def __init__(self) -> None:

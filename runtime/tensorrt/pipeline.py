@@ -155,7 +155,8 @@ class TensorRtBackend:
         Raises:
             BackendError: the GPU or an engine fails, no smaller plan is left, or the latent holds values that are not finite.
         """
-        return self._run(_Job(ENCODE, image.shape[:2], {"image": image[None]}, "codes", progress), plan)[0]
+        codes: Array = self._run(_Job(ENCODE, image.shape[:2], {"image": image[None]}, "codes", progress), plan)[0]
+        return codes
 
     def latent(self, image: Array, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """uint8 [H, W, 3] -> latent [1, G*d, H/f, W/f] in the engines' float type. Memory and errors as in :meth:`encode`."""
@@ -163,7 +164,10 @@ class TensorRtBackend:
 
     def decode(self, codes: Array, groups: int, plan: TrunkPlan, progress: Progress = silent) -> Array:
         """Codes [G, h, w] -> uint8 [h*f, w*f, 3], from the first ``groups`` groups. Memory and errors as in :meth:`encode`."""
-        return self._run(_Job(DECODE, self._image_size(codes), _decode_feeds([codes], groups), "image", progress), plan)[0]
+        image: Array = self._run(_Job(DECODE, self._image_size(codes), _decode_feeds([codes], groups), "image", progress), plan)[
+            0
+        ]
+        return image
 
     def encode_batch(self, images: Sequence[Array], progress: Progress = silent) -> list[Array]:
         """:meth:`encode` of images of one size, as many together as the engines were built for and memory holds."""

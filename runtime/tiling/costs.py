@@ -62,7 +62,7 @@ class Costs:
 
     def map_bytes(self, stage: int) -> float:
         """Bytes of a map of ``stage``, per image pixel."""
-        return self.model.itemsize * self.spec.widths[stage] / 4**stage
+        return self.model.itemsize * self.spec.widths[stage] / (1 << 2 * stage)
 
     def stages(self, part: Part) -> range:
         """Stages whose blocks run in a trunk or head part."""

@@ -18,7 +18,7 @@ def resident_bytes() -> int:
     """Memory this process holds now."""
     import psutil
 
-    return psutil.Process().memory_info().rss
+    return int(psutil.Process().memory_info().rss)
 
 
 def default_limit() -> int:

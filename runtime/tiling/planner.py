@@ -113,7 +113,7 @@ class Planner:
         if part in (Part.ENCODER_TRUNK, Part.ENCODER_TRUNK_FINE):
             return 1
         if part in (Part.ENCODER_TRUNK_COARSE, Part.DECODER_TRUNK_FINE):
-            return 2 ** (self.spec.inner_stage or 0)
+            return 1 << (self.spec.inner_stage or 0)
         return self.spec.trunk_stride
 
     def _candidates(self, size: Size, parts: tuple[Part, ...]) -> Iterator[TrunkPlan]:

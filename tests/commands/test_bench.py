@@ -145,19 +145,21 @@ def test_figures_without_matplotlib_are_one_line(tiny_bundle: Bundle, tmp_path: 
 
 @pytest.mark.parametrize("name", [name for name in PEERS if name != "torch-compile"])
 def test_peers_compute_what_the_tokenizer_computes(name: str, tiny_bundle: Bundle, photo: np.ndarray, tmp_path: Path) -> None:
+    if name.startswith("openvino"):
+        pytest.importorskip("openvino", reason="openvino is not installed")
+    half = name.endswith("bf16")
     write_image(tmp_path / "photo.png", photo)
     job = build_peer(name, PeerOptions(tiny_bundle.path, tmp_path / "photo.png", "fp32", "ort-cpu"))
     job.warm_up()
     assert list(job.run()) == ["encode", "decode"]
     with Tokenizer.open(tiny_bundle, backend="ort-cpu", precision="fp32") as tokenizer:
-        codes = tokenizer.encode(photo).codes
-    assert np.mean(job.outcome()["codes"] != codes) < 0.01  # near-ties
-    padded = job._network.decode(job._codes)
-    with Tokenizer.open(tiny_bundle, backend="ort-cpu", precision="fp32") as tokenizer:
-        wanted = tokenizer.decode(tokenizer.encode(photo))
+        tokens = tokenizer.encode(photo)
+        wanted = tokenizer.decode(tokens)
+    assert np.mean(job.outcome()["codes"] != tokens.codes) < (0.2 if half else 0.01)  # near-ties
+    padded = job._network.decode(tokens.codes[None].astype(np.int32))
     assert padded.dtype == np.uint8
     difference = np.abs(padded[:75, :101].astype(int) - wanted)
-    assert np.mean(difference > 1) < 0.01
+    assert np.mean(difference > (16 if half else 1)) < 0.01
 
 
 @pytest.mark.slow
