@@ -14,6 +14,7 @@ from mgvq_export.ops.contract import grouped_argmin
 from mgvq_export.parity import graphs
 from mgvq_export.parity.compare import CodeDifferences, Worst
 from mgvq_export.parity.context import SAMPLE_SIDE, Images, VerificationContext
+from mgvq_export.parity.made_precisions import check_made_precision
 from mgvq_export.parity.metrics import agreement, max_abs, psnr, relative_l2
 from mgvq_export.parity.network import network_codebook, run_codes, run_decode, run_latent
 from mgvq_export.parity.results import REPORTED, CheckResult
@@ -63,6 +64,7 @@ def check_precision(context: VerificationContext) -> CheckResults:
     for precision in context.bundle.precisions:
         if precision != reference:
             checks += _against_reference(context, precision)
+    checks += check_made_precision(context)
     if not checks:
         why = f"the bundle has {reference} only; export it with --precision fp32 --precision fp16"
         checks.append(CheckResult.skipped("precision", "Does every further precision agree with fp32?", why))

@@ -154,6 +154,22 @@ def test_memory_is_what_was_predicted(tiny_bundle: Bundle, tiled: bool) -> None:
         assert row.predicted_bytes == pytest.approx(row.measured_bytes, rel=0.15), row
 
 
+def test_verify_holds_it_to_the_tables_rows(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    from mgvq_export.parity.verify import verify
+    from mgvq_export.runtime.image_files import write_image
+
+    write_image(tmp_path / "large.png", LARGE)
+    report = verify(
+        tiny_bundle, [tmp_path / "large.png"], backend="openvino", only=["precision", "backend", "quantizer", "tiling"]
+    )
+    assert report.passed, report.failed
+    rows = {check.name: check for check in report.checks}
+    assert rows["backend/fp32/codes"].status == "passed" and "quantizer/fp32/openvino/codes" in rows
+    half = rows["precision/bf16/pixels"]
+    assert half.tolerance == tolerance("psnr", "bf16")
+    assert half.status == ("passed" if openvino_backend.has_bf16() else "skipped")
+
+
 def test_auto_prefers_it_to_onnx_runtime_on_the_cpu(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mgvq_export.runtime.ort.backend.Path.exists", lambda self: False)  # no GPU
     with Tokenizer.open(tiny_bundle) as opened:
