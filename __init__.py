@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mgvq_export.core.precision_plan import PrecisionPlan
     from mgvq_export.core.spec import ModelSpec
     from mgvq_export.core.tokens import Tokens
+    from mgvq_export.dataset.tokenize import TokenizeOptions, tokenize_dataset
     from mgvq_export.export.bundles import export_bundle
     from mgvq_export.export.engines.build import build_engines
     from mgvq_export.export.engines.options import BuildOptions
@@ -29,12 +30,14 @@ __all__ = [
     "ModelSpec",
     "PrecisionPlan",
     "TensorRtOptions",
+    "TokenizeOptions",
     "Tokenizer",
     "Tokens",
     "build_engines",
     "export_bundle",
     "load_checkpoint",
     "read_image",
+    "tokenize_dataset",
     "verify",
 ]
 
@@ -44,12 +47,14 @@ _HOMES = {
     "ModelSpec": "core.spec",
     "PrecisionPlan": "core.precision_plan",
     "TensorRtOptions": "runtime.tensorrt.session",
+    "TokenizeOptions": "dataset.tokenize",
     "Tokenizer": "runtime.tokenizer",
     "Tokens": "core.tokens",
     "build_engines": "export.engines.build",
     "export_bundle": "export.bundles",
     "load_checkpoint": "model.checkpoint",
     "read_image": "runtime.image_files",
+    "tokenize_dataset": "dataset.tokenize",
     "verify": "parity.verify",
 }
 

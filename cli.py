@@ -22,6 +22,7 @@ VERBS = {
     "encode": ("encode:encode", "Run it"),
     "decode": ("decode:decode", "Run it"),
     "reconstruct": ("reconstruct:reconstruct", "Run it"),
+    "tokenize": ("tokenize:tokenize", "Run it"),
     "publish": ("publish:publish", "Run it"),
     "verify": ("verify:verify", "Measure it"),
     "eval": ("eval:eval", "Measure it"),

@@ -28,6 +28,9 @@ EXTRAS = {
     "jinja2": "report",
     "matplotlib": "report",
     "skimage": "report",
+    "pyarrow": "dataset",
+    "webdataset": "dataset",
+    "ray": "dataset",
 }
 
 

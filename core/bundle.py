@@ -95,6 +95,14 @@ class Bundle:
             raise BundleError(f"{self.path} has no graph {part}; {self.spec.name} has {', '.join(graphs)}")
         return graphs[part]
 
+    def run_sha256(self, precision: str, *, engines: bool) -> str:
+        """Hash of all files that results depend on: weights and graphs of a precision, with ``engines`` those of it too."""
+        entry = self.entry(precision)
+        files = [entry.weights.sha256, *(graph.sha256 for graph in entry.graphs.values())]
+        if engines:
+            files += sorted(engine.sha256 for engine in self.engines if engine.precision == precision)
+        return hashlib.sha256("".join(files).encode()).hexdigest()
+
     def plan(self, precision: str) -> PrecisionPlan | None:
         """The plan that a precision was made by; None for ``fp32`` and ``fp16`` as they are.
 

@@ -69,7 +69,7 @@ class Dataset:
         if path.is_dir():
             if root is not None:
                 raise InputError(f"{path} is a folder; --root is for the paths of a JSON list: leave it out")
-            items = [Item(file.relative_to(path).as_posix(), file) for file in _walk(path)]
+            items = [Item(file.relative_to(path).as_posix(), file) for file in walk(path)]
             if not items:
                 raise InputError(f"{path} holds no image; wanted files named {', '.join(SUFFIXES)}, in it or its subfolders")
         elif path.suffix.lower() == ".json":
@@ -86,7 +86,8 @@ class Dataset:
         return cls(path, tuple(sorted(items, key=lambda item: item.name)), found, declared)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
+    """Files of a folder and its subfolders whose names end with one of ``suffixes``, in no order; hidden ones are left out."""
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):  # class folders are often links
         if (real := os.path.realpath(place)) in seen:  # a link back up would never end
@@ -95,7 +96,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if not name.startswith(".") and name.lower().endswith(suffixes):
                 yield Path(place) / name
 
 

@@ -121,10 +121,6 @@ def load_meters(protocol: Protocol) -> tuple[dict[str, Callable], dict[str, str]
 def run_identity(tokenizer: Tokenizer, protocol: Protocol, meters: dict[str, Callable]) -> RunIdentity:
     """All that decides the figures of one image. Runs whose identities differ cannot share a journal."""
     bundle, tiling, precision = tokenizer.bundle, tokenizer.tiling, tokenizer.precision
-    entry = bundle.entry(precision)
-    files = [entry.weights.sha256, *(graph.sha256 for graph in entry.graphs.values())]
-    if tokenizer.backend == "tensorrt":
-        files += sorted(engine.sha256 for engine in bundle.engines if engine.precision == precision)
     return {
         "protocol": VERSION,
         "model": tokenizer.spec.name,
@@ -135,7 +131,7 @@ def run_identity(tokenizer: Tokenizer, protocol: Protocol, meters: dict[str, Cal
         "groups": protocol.groups,
         "metrics": ["psnr", *meters],
         "codebook_sha256": bundle.codebook_sha256,
-        "graphs_sha256": hashlib.sha256("".join(files).encode()).hexdigest(),
+        "graphs_sha256": bundle.run_sha256(precision, engines=tokenizer.backend == "tensorrt"),
     }
 
 

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     # It tries plans on the graphs that export would write; what export needs of it is data, the plan.
     "calibration": {"core", "ops", "model", "export", "runtime", "parity"},
     "serving": {"core", "ops", "runtime"},
+    "dataset": {"core", "ops", "runtime", "evaluation"},  # it finds and crops images as an evaluation does
     "inspection": {"core", "ops", "model", "runtime"},
 }
 TOP = {"__init__", "__main__", "cli", "commands", "benchmarks"}  # may import everything
@@ -118,6 +119,9 @@ HEAVY = {
     "matplotlib",
     "scipy",
     "safetensors",
+    "pyarrow",
+    "webdataset",
+    "ray",
 }
 
 

@@ -1,0 +1,1 @@
+"""Tokenizing data sets: an index of the images, shards of tokens, resume; on one machine or on Ray."""
