@@ -10,8 +10,8 @@ from mgvq_export.bench.record import CEILING, Entry, Results
 from mgvq_export.bench.timing import Ratio, unpaired_ratio
 from mgvq_export.core.errors import CheckFailed, InputError, shown
 from mgvq_export.core.files import PathLike
-from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.tables import Table
+from mgvq_export.core.types import JsonObject
 
 SLOWER, FASTER, SAME = "SLOWER", "faster", "same"
 LARGER, SMALLER = "LARGER", "smaller"

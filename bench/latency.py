@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mgvq_export.bench.flops import graph_flops
 from mgvq_export.bench.peers import CEILING_SIDE, CeilingJob, PeerOptions, build_peer, check_peers
 from mgvq_export.bench.processes import Baseline, Measured, Outcome, measure, reason
 from mgvq_export.bench.record import CEILING, Entry, EntryFacts, Results, Settings, describe_bundle
@@ -286,6 +285,8 @@ def _operations(bundle: Bundle, precision: str, outcome: Outcome) -> EntryFacts:
     if "encode" not in outcome:
         return {"no_flop": "this backend does not run graph by graph"}
     try:
+        from mgvq_export.export.graphs.flops import graph_flops
+
         for direction, runs in (("encode", outcome["encode"]), ("decode", outcome["decode"])):
             for part, shapes, count in runs:
                 operations = count * graph_flops(bundle.graph_path(precision, Part(part)), shapes)

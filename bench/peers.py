@@ -117,9 +117,9 @@ class _TorchNetwork:
 
         from mgvq_export.parity.network import find_network
 
-        network, why = find_network(Bundle.open(options.bundle), options.checkpoint)
-        if network is None:
-            raise BackendError(why)
+        reference = find_network(Bundle.open(options.bundle), options.checkpoint)
+        if reference.network is None:
+            raise BackendError(reference.why)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._device = "cuda" if on_cuda(options.backend) else "cpu"
@@ -129,7 +129,7 @@ class _TorchNetwork:
             self._dtype = torch.bfloat16
         self._layout = torch.channels_last if name == "torch-channels-last" else torch.contiguous_format
         self.facts: EntryFacts = {"device": self._device, "precision": _PRECISIONS[str(self._dtype)]}
-        network = network.requires_grad_(False).to(self._device, self._dtype)
+        network = reference.network.requires_grad_(False).to(self._device, self._dtype)
         network = network.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's types know it for tensors only
         self.warm_up_whole = name == "torch-compile"  # it compiles for one size
         self._encode, self._decode = network.encode, network.decode

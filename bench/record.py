@@ -20,7 +20,8 @@ from msgspec import Meta
 from mgvq_export.core.bundle import Bundle, package_version
 from mgvq_export.core.errors import InputError, shown
 from mgvq_export.core.files import PathLike, atomic_write_bytes
-from mgvq_export.core.json_files import JsonObject, JsonSource, convert_json, read_json
+from mgvq_export.core.json_files import JsonSource, convert_json, read_json
+from mgvq_export.core.types import JsonObject
 
 if TYPE_CHECKING:
     from mgvq_export.bench.processes import Measured

@@ -17,11 +17,10 @@ from mgvq_export.calibration.ranges import collect
 from mgvq_export.core.bundle import Bundle, package_version
 from mgvq_export.core.errors import BundleError, InputError
 from mgvq_export.core.files import PathLike, make_folder, sha256_file
-from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.precision_plan import MadeFor
+from mgvq_export.core.types import JsonObject
 from mgvq_export.core.version import __version__
 from mgvq_export.export.graphs.plans import check_plan
-from mgvq_export.model.network import MGVQ
 from mgvq_export.parity.network import find_network
 from mgvq_export.parity.verify import SAMPLES
 from mgvq_export.runtime.image_files import read_image
@@ -62,14 +61,15 @@ def calibrate(
     others = held_out_images(held_out, crops, bundle.spec.downsample)
     shown = crops.sample(options.search_windows, bundle.spec.downsample)
     progress("loading the network", 0.0)
-    network, why = find_network(bundle, None if checkpoint is None else str(checkpoint))
+    reference = find_network(bundle, None if checkpoint is None else str(checkpoint))
+    network = reference.network
     if network is None:
-        raise BundleError(f"calibration needs the network that {bundle.path} was exported from: {why}")
+        raise BundleError(f"calibration needs the network that {bundle.path} was exported from: {reference.why}")
     if report_dir is not None:
         make_folder(report_dir)
     folder = None if report_dir is None else Path(report_dir)
-    # Of the weights, since a checkpoint given by hand may be another one with the same codebook.
-    weights = _weights_sha256(network)
+    # Not the bundle's own hash: a checkpoint given by hand may be another one with the same codebook.
+    weights = f"{reference.checkpoint_sha256} {bundle.manifest.source.weights or ''}"
     key = hashlib.sha256(f"{__version__} {weights} {crops.sha256}".encode()).hexdigest()
     ranges = collect(
         network,
@@ -90,7 +90,7 @@ def calibrate(
     found = PlanSearch(network, ranges, options, effects, elsewhere, progress).run()
     plan = replace(
         found.plan,
-        made_for=MadeFor(bundle.spec.name, _checkpoint_sha256(bundle, checkpoint), bundle.codebook_sha256),
+        made_for=MadeFor(bundle.spec.name, reference.checkpoint_sha256, bundle.codebook_sha256),
         budgets=options.budgets,
         measured=_measured(found),
         calibration=_calibration_set(crops, options, len(shown), others),
@@ -126,21 +126,6 @@ def held_out_images(paths: Sequence[PathLike], crops: Crops, multiple: int) -> l
         top, left = ((side - kept) // 2 for side, kept in zip(image.shape[:2], (height, width), strict=True))
         found.append((path.name, image[top : top + height, left : left + width].copy(), digest))
     return found
-
-
-def _weights_sha256(network: MGVQ) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _checkpoint_sha256(bundle: Bundle, checkpoint: PathLike | None) -> str:
-    """Of the checkpoint that was calibrated: the file given, or what the bundle was exported from."""
-    if checkpoint is not None and Path(checkpoint).is_file():
-        return sha256_file(checkpoint)
-    return bundle.manifest.source.sha256
 
 
 def _measured(found: Calibration) -> JsonObject:

@@ -16,10 +16,12 @@ import numpy as np
 from msgspec import Meta
 
 from mgvq_export.calibration.rounding import has_float16, rounded
+from mgvq_export.core.budgets import Budgets
 from mgvq_export.core.errors import InputError
-from mgvq_export.core.json_files import JsonObject, JsonSource, convert_json, parse_json, read_bounded, to_json
-from mgvq_export.core.precision_plan import Budgets, PrecisionPlan, side_of
+from mgvq_export.core.json_files import JsonSource, convert_json, parse_json, read_bounded, to_json
+from mgvq_export.core.precision_plan import PrecisionPlan, side_of
 from mgvq_export.core.spec import Part
+from mgvq_export.core.types import JsonObject
 from mgvq_export.export.graphs.builder import WeightStore
 from mgvq_export.export.graphs.in_memory import load_session
 from mgvq_export.export.graphs.parts import build_graph

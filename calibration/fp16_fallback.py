@@ -25,8 +25,9 @@ from mgvq_export.calibration.effects import Effect, Effects
 from mgvq_export.calibration.ranges import Ranges
 from mgvq_export.calibration.rounding import round_trip
 from mgvq_export.calibration.statistics import FP16_MAX, HEADROOM
+from mgvq_export.core.budgets import Budgets
 from mgvq_export.core.errors import InputError
-from mgvq_export.core.precision_plan import Budgets, NodePlan, PrecisionPlan
+from mgvq_export.core.precision_plan import NodePlan, PrecisionPlan
 from mgvq_export.core.spec import Part
 from mgvq_export.export.graphs.builder import WeightStore
 from mgvq_export.export.graphs.in_memory import load_session

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mgvq_export.core.budgets import DEFAULT_BUDGETS, Budgets
 from mgvq_export.core.errors import InputError
-from mgvq_export.core.precision_plan import LARGEST, Budgets, NodePlan, PrecisionPlan
-
-#: What is asked for unless the user asks for something else, by precision.
-DEFAULT_BUDGETS = {
-    "fp16": Budgets(min_code_agreement=0.99, min_psnr=50.0, max_psnr_drop=0.01),
-    "int8": Budgets(min_code_agreement=0.985, min_psnr=38.0, max_psnr_drop=0.15),
-    "fp8": Budgets(min_code_agreement=0.985, min_psnr=38.0, max_psnr_drop=0.15),
-}
+from mgvq_export.core.precision_plan import LARGEST, NodePlan, PrecisionPlan
 
 
 @dataclass(frozen=True)
@@ -21,7 +15,7 @@ class Options:
 
     Attributes:
         precision: ``fp16``, ``int8`` or ``fp8``.
-        budgets: see :data:`DEFAULT_BUDGETS`.
+        budgets: see :data:`~mgvq_export.core.budgets.DEFAULT_BUDGETS`.
         parts: sides that 8 bits are tried in, ``decoder`` and ``encoder``. An 8-bit encoder changes codes.
         base: type of what is not in 8 bits, ``fp16`` or ``fp32``.
         measured_islands: start with everything in float16, norms and attention too, instead of keeping them in float32. Only for

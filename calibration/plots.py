@@ -10,8 +10,8 @@ import numpy as np
 from mgvq_export.calibration.effects import Effect
 from mgvq_export.calibration.search import Search
 from mgvq_export.calibration.statistics import FP16_MAX, FP16_NORMAL, TensorStatistics
+from mgvq_export.core.budgets import Budgets
 from mgvq_export.core.files import atomic_path
-from mgvq_export.core.precision_plan import Budgets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

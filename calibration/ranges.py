@@ -16,8 +16,9 @@ from mgvq_export.calibration.segments import SegmentedGraph
 from mgvq_export.calibration.statistics import StoredStatistics, TensorStatistics
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.files import PathLike, atomic_write_bytes
-from mgvq_export.core.json_files import JsonObject, JsonSource, convert_json, read_json
+from mgvq_export.core.json_files import JsonSource, convert_json, read_json
 from mgvq_export.core.spec import Part
+from mgvq_export.core.types import JsonObject
 from mgvq_export.export.graphs.builder import WeightStore
 from mgvq_export.export.graphs.parts import build_graph
 from mgvq_export.model.network import MGVQ

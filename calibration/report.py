@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mgvq_export.calibration.calibrate import calibrate
-from mgvq_export.calibration.options import DEFAULT_BUDGETS, Options
+from mgvq_export.calibration.options import Options
 from mgvq_export.calibration.plan_search import Calibration, Progress
 from mgvq_export.calibration.tables import summary, tables, to_dict
+from mgvq_export.core.budgets import DEFAULT_BUDGETS, Budgets
 from mgvq_export.core.errors import CheckFailed, InputError
 from mgvq_export.core.files import atomic_write_bytes
-from mgvq_export.core.json_files import JsonObject
-from mgvq_export.core.precision_plan import Budgets
 from mgvq_export.core.tables import Table
+from mgvq_export.core.types import JsonObject
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mgvq_export.calibration.effects import Effect
-from mgvq_export.core.precision_plan import Budgets
+from mgvq_export.core.budgets import Budgets
 
 #: Points of the curve beside the empty one: a network of a hundred convolutions takes no longer for it than one of thirty.
 CURVE_STEPS = 30

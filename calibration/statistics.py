@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from mgvq_export.core.json_files import JsonObject
+from mgvq_export.core.types import JsonObject
 
 BINS = 2048  # 16 bins or more per step of an 8-bit scale that spans the range
 

@@ -8,8 +8,8 @@ from mgvq_export.calibration.effects import Effect
 from mgvq_export.calibration.plan_search import Calibration
 from mgvq_export.calibration.ranges import Ranges
 from mgvq_export.calibration.search import Point, pareto
-from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.tables import Table
+from mgvq_export.core.types import JsonObject
 
 _SHOWN = 8  # values close to float16's limits
 _NOTABLE = 0.001  # share of values lost to zero from which it is worth a line

@@ -10,6 +10,13 @@ import click
 from mgvq_export.commands.options import BUNDLE, CHECKPOINT, OneOf
 from mgvq_export.commands.output import echo_json, echo_tables, progress_bar
 from mgvq_export.commands.verb import verb
+from mgvq_export.core.budgets import DEFAULT_BUDGETS
+
+
+def _default(budget: str) -> str:
+    """The defaults of a budget, as the help shows them: of 8 bits, and of fp16."""
+    of_8_bits, of_fp16 = (getattr(DEFAULT_BUDGETS[precision], budget) for precision in ("int8", "fp16"))
+    return f"[default: {of_8_bits:g}; fp16: {of_fp16:g}]"
 
 
 @verb(
@@ -20,9 +27,9 @@ from mgvq_export.commands.verb import verb
         "--precision", type=OneOf(("int8", "fp16", "fp8")), default="int8", show_default=True, help="fp8 is experimental."
     ),
     CHECKPOINT,
-    click.option("--min-code-agreement", type=float, help="Share of codes equal to fp32's. [default: 0.985; fp16: 0.99]"),
-    click.option("--min-psnr", type=float, help="dB, decoder against fp32 on the same codes. [default: 38; fp16: 50]"),
-    click.option("--max-psnr-drop", type=float, help="dB lost against the photos. [default: 0.15; fp16: 0.01]"),
+    click.option("--min-code-agreement", type=float, help=f"Share of codes equal to fp32's. {_default('min_code_agreement')}"),
+    click.option("--min-psnr", type=float, help=f"dB, decoder against fp32 on the same codes. {_default('min_psnr')}"),
+    click.option("--max-psnr-drop", type=float, help=f"dB lost against the photos. {_default('max_psnr_drop')}"),
     click.option(
         "--parts", default="decoder", show_default=True, help="What goes into 8 bits: decoder, encoder, or both with a comma."
     ),

@@ -18,6 +18,7 @@ from mgvq_export.commands.plans import plan_facts
 from mgvq_export.commands.run import Work, run_files, standard_bytes, write_to
 from mgvq_export.commands.verb import verb
 from mgvq_export.core.errors import InputError, TokensError
+from mgvq_export.core.types import JsonObject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +88,7 @@ def _work(tokenizer: Tokenizer, groups: int | None, read: Callable[[Path], Token
             return [(plans[0], tokenizer.decode(tokens[0], groups=groups, plan=plans[0], progress=progress))]
         return list(zip(plans, tokenizer.decode_batch(tokens, groups=groups, progress=progress), strict=True))
 
-    def describe(_: Tokens, result: Planned) -> tuple[str, dict[str, Any]]:
+    def describe(_: Tokens, result: Planned) -> tuple[str, JsonObject]:
         plan, image = result
         height, width = image.shape[:2]
         return f"{width}x{height}, {plan}", {"image_size": (height, width), "plan": plan_facts(plan)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from mgvq_export.commands.plans import plan_facts
 from mgvq_export.commands.run import FilesFailed, read_image_or_standard_input
 from mgvq_export.core.errors import MgvqError
 from mgvq_export.core.tables import Table
+from mgvq_export.core.types import JsonObject
 from mgvq_export.core.units import format_bytes
 from mgvq_export.runtime.tiling.windows import TrunkPlan
 from mgvq_export.runtime.tokenizer import Tokenizer
@@ -28,7 +28,8 @@ def dry_run(tokenizer: Tokenizer, jobs: Sequence[Job], max_pixels: int | None, a
     The time is predicted from encoding one small picture now, by the number of pixels that the windows hold. Raises :class:`FilesFailed`
     at the end when an image cannot be read or run; each has had its line.
     """
-    facts, rows, failed = [], [], 0
+    facts: list[JsonObject] = []
+    rows, failed = [], 0
     with progress_bar("dry run", len(jobs)) as update:
         each_pixel = _seconds_per_pixel(tokenizer)
         for index, job in enumerate(jobs):
@@ -52,7 +53,7 @@ def dry_run(tokenizer: Tokenizer, jobs: Sequence[Job], max_pixels: int | None, a
         raise FilesFailed
 
 
-def _facts(path: Path, size: tuple[int, int], plan: TrunkPlan, seconds: float | None) -> dict[str, Any]:
+def _facts(path: Path, size: tuple[int, int], plan: TrunkPlan, seconds: float | None) -> JsonObject:
     predicted = None if seconds is None else round(seconds, 3)
     return {"input": str(path), "image_size": size, "plan": plan_facts(plan), "predicted_seconds": predicted}
 

@@ -14,6 +14,7 @@ from mgvq_export.commands.output import Lines
 from mgvq_export.commands.plans import plan_facts
 from mgvq_export.commands.run import Work, read_image_or_standard_input, run_files, write_to
 from mgvq_export.commands.verb import verb
+from mgvq_export.core.types import JsonObject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +75,7 @@ def _work(tokenizer: Tokenizer, packed: bool, max_pixels: int | None) -> Work[np
             return [(plans[0], tokenizer.encode(images[0], plan=plans[0], progress=progress))]
         return list(zip(plans, tokenizer.encode_batch(images, progress=progress), strict=True))
 
-    def describe(_: np.ndarray, result: Planned) -> tuple[str, dict[str, Any]]:
+    def describe(_: np.ndarray, result: Planned) -> tuple[str, JsonObject]:
         plan, tokens = result
         (height, width), (rows, columns) = tokens.image_size, tokens.grid_size
         note = f"{width}x{height} -> {tokens.groups} x {columns}x{rows} codes, {plan}"

@@ -77,7 +77,7 @@ def folder_option(what: str, **kwargs: Any) -> Callable[[F], F]:
 FORCE = click.option("--force", is_flag=True, help="Replace files that this program did not write.")
 
 #: Of the verbs that write a file for each file they read.
-FILE_OPTIONS: Sequence[Any] = (
+FILE_OPTIONS: Sequence[Callable[[F], F]] = (
     click.option(
         "-o",
         "--output",

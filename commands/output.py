@@ -9,12 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.tables import Table
+from mgvq_export.core.types import JsonObject
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,14 +52,14 @@ class Lines:
             )
         if self.data_on_stdout and sys.stdout.isatty():
             raise InputError("standard output is a terminal; send it to a file or a program, or give a folder with -o")
-        self.facts: list[dict[str, Any]] = []
+        self.facts: list[JsonObject] = []
 
     @property
     def machine_readable(self) -> bool:
         """Whether programs read what is printed."""
         return self.as_json or self.json_lines
 
-    def add(self, path: Path, seconds: float, note: str = "", **facts: Any) -> None:
+    def add(self, path: Path, seconds: float, note: str = "", **facts: object) -> None:
         """An artifact: the file or folder at ``path``."""
         size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         self.add_facts(
@@ -66,7 +67,7 @@ class Lines:
             f"{path}  {human_size(size)}  {seconds:.2f} s{f'  {note}' if note else ''}",
         )
 
-    def add_facts(self, facts: dict[str, Any], line: str) -> None:
+    def add_facts(self, facts: JsonObject, line: str) -> None:
         """Any other facts, and the line that says them; no line where it is empty."""
         self.facts.append(facts)
         if self.json_lines:
@@ -89,17 +90,17 @@ def human_size(size: float) -> str:
     return f"{size:.2f} GB"
 
 
-def echo_json(facts: Any) -> None:
+def echo_json(facts: object) -> None:
     """Facts as indented JSON on standard output."""
     click.echo(json_text(facts))
 
 
-def json_text(facts: Any, *, indent: int | None = 2) -> str:
+def json_text(facts: object, *, indent: int | None = 2) -> str:
     """``facts`` as strict JSON: what is not finite is written as null, paths and enums as text, numpy's numbers as numbers."""
     return json.dumps(_plain(facts), indent=indent, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

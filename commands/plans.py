@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mgvq_export.core.types import JsonObject
 
 if TYPE_CHECKING:
     from mgvq_export.runtime.tiling.windows import TrunkPlan
 
 
-def plan_facts(plan: TrunkPlan) -> dict[str, Any]:
+def plan_facts(plan: TrunkPlan) -> JsonObject:
     """The plan as JSON has it: sizes are [height, width] in image pixels, the peak is null where it was not predicted."""
     return {
         "mode": plan.mode,

@@ -11,6 +11,7 @@ from mgvq_export.commands.options import BUNDLE, FILE_OPTIONS, GROUPS, IMAGES, M
 from mgvq_export.commands.output import Lines
 from mgvq_export.commands.run import Work, read_image_or_standard_input, run_files, write_to
 from mgvq_export.commands.verb import verb
+from mgvq_export.core.types import JsonObject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +60,7 @@ def _work(tokenizer: Tokenizer, groups: int | None, max_pixels: int | None) -> W
         tokens = tokenizer.encode_batch(images, progress=half(0))
         return tokenizer.decode_batch(tokens, groups=groups, progress=half(50))
 
-    def describe(image: np.ndarray, again: np.ndarray) -> tuple[str, dict[str, Any]]:
+    def describe(image: np.ndarray, again: np.ndarray) -> tuple[str, JsonObject]:
         psnr_db = psnr(again, image)
         return f"{psnr_db:.2f} dB", {"image_size": image.shape[:2], "psnr_db": psnr_db}
 

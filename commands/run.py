@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import click
 
@@ -23,6 +23,10 @@ from mgvq_export.commands.output import Lines, progress_bar, say
 from mgvq_export.commands.protect import check_targets
 from mgvq_export.core.errors import BundleError, InputError, MgvqError
 from mgvq_export.core.files import make_folder
+from mgvq_export.core.types import JsonObject
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _READERS = min(4, os.cpu_count() or 1)
 _AHEAD_FILES, _AHEAD_BYTES = 16, 8_000_000  # of files read before they are needed; one at least
@@ -46,7 +50,7 @@ class Work(Generic[In, Out]):
     read: Callable[[Path], In]
     compute: Callable[[Sequence[In], Callable[[int, int], None]], list[Out]]
     write: Callable[[Path, Out], None]
-    describe: Callable[[In, Out], tuple[str, dict[str, Any]]]
+    describe: Callable[[In, Out], tuple[str, JsonObject]]
 
 
 class FilesFailed(MgvqError):
@@ -251,7 +255,7 @@ def write_to(target: Path, suffix: str, save: Callable[[Path], None]) -> None:
         sys.stdout.buffer.flush()
 
 
-def read_image_or_standard_input(path: Path, max_pixels: int | None) -> Any:
+def read_image_or_standard_input(path: Path, max_pixels: int | None) -> np.ndarray:
     """The image at ``path``, or on standard input, uint8 [H, W, 3]. Raises :class:`InputError`."""
     from mgvq_export.runtime.image_files import MAX_PIXELS, decode_image, read_image
 

@@ -44,7 +44,7 @@ class Verb(click.Command):
         super().__init__(*args, **kwargs)
         self.resumes = resumes
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         """Run the verb. What it raises becomes one line and an exit code."""
         try:
             result = super().invoke(ctx)

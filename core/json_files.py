@@ -21,14 +21,12 @@ import msgspec
 
 from mgvq_export.core.errors import InputError, MgvqError, shown
 from mgvq_export.core.files import PathLike, unreadable
+from mgvq_export.core.types import JsonObject
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T")
-
-#: A JSON object as :mod:`json` gives and takes it: values are None, booleans, numbers, text, lists, and objects again.
-JsonObject = dict[str, object]
 
 MAX_BYTES = 8 << 20
 MAX_DEPTH = 32

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from msgspec import Meta
 
 from mgvq_export.core.errors import BundleError, shown
 from mgvq_export.core.json_files import JsonSource, check_plain, convert_json, json_bytes, to_json
 from mgvq_export.core.spec import NETWORK_VALUES, TRUNKS, ModelSpec, Part, ReceptiveField
+from mgvq_export.core.types import JsonObject, Unchecked
 
 FORMAT = "mgvq-bundle"
 VERSION = 1
@@ -113,7 +114,7 @@ class PrecisionEntry:
     weights: FileEntry
     graphs: Mapping[Part, GraphEntry]
     plan: FileEntry | None = None
-    calibration: Mapping[str, Any] | None = None
+    calibration: Mapping[str, object] | None = None
     inlined: FileEntry | None = None
 
     @property
@@ -259,9 +260,9 @@ class Manifest:
             source.fail(f"is damaged: {fault}")
         return manifest
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The manifest as JSON-ready values, in the order of the file."""
-        values: dict[str, Any] = to_json(self)
+        values: dict[str, Unchecked] = to_json(self)
         for precision in values["precisions"].values():
             for key in ("plan", "calibration", "inlined"):
                 if precision[key] is None:

@@ -25,17 +25,16 @@ Quantization is symmetric: ``x`` is stored as ``round(x / scale)``, so that a sc
 
 from __future__ import annotations
 
-import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from mgvq_export.core.budgets import Budgets, is_number
 from mgvq_export.core.errors import InputError, shown
 from mgvq_export.core.files import PathLike, atomic_write_bytes
 from mgvq_export.core.json_files import JsonSource, json_bytes, read_json
+from mgvq_export.core.types import JsonObject, Unchecked
 
 FORMAT = "mgvq-precision-plan"
 VERSION = 1
@@ -102,40 +101,6 @@ class MadeFor:
 
 
 @dataclass(frozen=True)
-class Budgets:
-    """The quality that was asked for, and that verification holds the graphs to; None: not asked for.
-
-    Attributes:
-        min_code_agreement: share of codes, 0 to 1, that equal those of fp32.
-        min_psnr: dB, decoding against fp32 decoding of the same codes.
-        max_psnr_drop: dB lost against the original images, compared with fp32.
-    """
-
-    min_code_agreement: float | None = None
-    min_psnr: float | None = None
-    max_psnr_drop: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not _is_number(value):
-                raise InputError(f"budget {name} is {shown(value)}; wanted a finite number, or null to ask for nothing")
-        if self.min_code_agreement is not None and not 0 <= self.min_code_agreement <= 1:
-            raise InputError(f"budget min_code_agreement is {self.min_code_agreement}; wanted a share, 0 to 1")
-        # A negative max_psnr_drop asks for a gain; a PSNR below 0 would allow errors larger than the pixels themselves.
-        if self.min_psnr is not None and self.min_psnr < 0:
-            raise InputError(f"budget min_psnr is {self.min_psnr}; wanted dB, 0 or more")
-
-    def tightened(self, margin: float) -> Budgets:
-        """Budgets that allow ``1 - margin`` of the loss: of codes that change, of squared error, of dB lost. ``margin``: 0 to below 1."""
-        left = 1 - margin
-        return Budgets(
-            None if self.min_code_agreement is None else 1 - left * (1 - self.min_code_agreement),
-            None if self.min_psnr is None else self.min_psnr - 10 * math.log10(left),
-            None if self.max_psnr_drop is None else self.max_psnr_drop - margin * abs(self.max_psnr_drop),
-        )
-
-
-@dataclass(frozen=True)
 class PrecisionPlan:
     """Which nodes run in which type. Raises :class:`InputError` on contradictions.
 
@@ -152,10 +117,10 @@ class PrecisionPlan:
     base: str
     nodes: Mapping[str, NodePlan]
     made_for: MadeFor = MadeFor()
-    budgets: Budgets = Budgets()
-    measured: Mapping[str, Any] = field(default_factory=dict)
-    calibration: Mapping[str, Any] = field(default_factory=dict)
-    tools: Mapping[str, Any] = field(default_factory=dict)
+    budgets: Budgets = field(default_factory=Budgets)
+    measured: Mapping[str, object] = field(default_factory=dict)
+    calibration: Mapping[str, object] = field(default_factory=dict)
+    tools: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
@@ -199,7 +164,7 @@ class PrecisionPlan:
                     f"{wanted[:12]}..., this one's {found[:12]}...; calibrate this checkpoint, or set made_for to null if they are the same"
                 )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The plan as JSON-ready values; :meth:`from_dict` reads it back."""
         return {
             "format": FORMAT,
@@ -231,7 +196,7 @@ class PrecisionPlan:
         atomic_write_bytes(path, self.to_bytes())
 
     @classmethod
-    def from_dict(cls, values: Any, where: str = "the plan") -> PrecisionPlan:
+    def from_dict(cls, values: Unchecked, where: str = "the plan") -> PrecisionPlan:
         """The plan in ``values``; ``where`` names it in messages. Raises :class:`InputError`."""
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise InputError(f'{where} is no precision plan: it has no "format": "{FORMAT}"')
@@ -261,7 +226,7 @@ def side_of(node: str) -> str:
 _OPTIONAL = ("made_for", "budgets", "measured", "calibration", "tools")
 
 
-def _node(name: str, entry: Any) -> NodePlan:
+def _node(name: str, entry: Unchecked) -> NodePlan:
     try:
         values = _mapping(entry, "its entry")
         _check_keys(values, required=("precision",), optional=("scales", "weight_scales", "reason"))
@@ -270,7 +235,7 @@ def _node(name: str, entry: Any) -> NodePlan:
         if not isinstance(weight_scales, list):
             raise InputError(f"weight_scales is {shown(weight_scales)}; wanted a list, empty to take them from the weights")
         # JSON has text as keys only. "00" stays text and is refused: as a number it would hide "0".
-        positions: dict[Any, Any] = {
+        positions: dict[Unchecked, Unchecked] = {
             int(key) if isinstance(key, str) and re.fullmatch("0|[1-9][0-9]{0,8}", key) else key: value
             for key, value in scales.items()
         }
@@ -279,7 +244,7 @@ def _node(name: str, entry: Any) -> NodePlan:
         raise InputError(f"node {shown(name, quoted=False)}: {error}") from None
 
 
-def _made_for(values: Mapping[str, Any]) -> MadeFor:
+def _made_for(values: Mapping[str, Unchecked]) -> MadeFor:
     _check_keys(values, optional=tuple(MadeFor.__dataclass_fields__))
     for name, value in values.items():
         if value is not None and not (isinstance(value, str) and value.isprintable()):
@@ -287,12 +252,12 @@ def _made_for(values: Mapping[str, Any]) -> MadeFor:
     return MadeFor(values.get("model") or "", values.get("checkpoint_sha256"), values.get("codebook_sha256"))
 
 
-def _budgets(values: Mapping[str, Any]) -> Budgets:
+def _budgets(values: Mapping[str, Unchecked]) -> Budgets:
     _check_keys(values, optional=tuple(Budgets.__dataclass_fields__))
     return Budgets(**values)
 
 
-def _check_keys(values: Mapping[str, Any], *, required: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> None:
+def _check_keys(values: Mapping[str, Unchecked], *, required: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> None:
     missing = [name for name in required if name not in values]
     unknown = [name for name in values if name not in (*required, *optional)]
     if missing:
@@ -301,21 +266,16 @@ def _check_keys(values: Mapping[str, Any], *, required: tuple[str, ...] = (), op
         raise InputError(f"it has the unknown key {shown(unknown[0])}; wanted {', '.join((*required, *optional))}")
 
 
-def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+def _mapping(value: Unchecked, name: str) -> Mapping[str, Unchecked]:
     if not isinstance(value, Mapping):
         raise InputError(f"{name} is {shown(value)}; wanted an object")
     return value
 
 
-def _check_scale(what: str, scale: Any) -> None:
-    if not _is_number(scale) or scale <= 0:
+def _check_scale(what: str, scale: Unchecked) -> None:
+    if not is_number(scale) or scale <= 0:
         raise InputError(f"{what} is {shown(scale)}; wanted a number above 0")
 
 
-def _is_number(value: Any) -> bool:
-    # A comparison, since math.isfinite fails on integers that no float can hold; it is false for NaN.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _is_count(value: Any) -> bool:
+def _is_count(value: Unchecked) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -11,10 +11,10 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mgvq_export.core.errors import InputError, SpecError, shown
-from mgvq_export.core.json_files import JsonObject, JsonSource, check_plain, parse_json, read_bounded
+from mgvq_export.core.json_files import JsonSource, check_plain, parse_json, read_bounded
+from mgvq_export.core.types import JsonObject, Unchecked
 
 HEAD_DIM = 32  # channels of one attention head
 EXPANSION = 4  # hidden width of the gated convolution, per channel
@@ -264,7 +264,7 @@ class ModelSpec:
         return cls(**known)
 
     @classmethod
-    def check_keys(cls, values: object) -> Mapping[str, Any]:
+    def check_keys(cls, values: object) -> Mapping[str, Unchecked]:
         """``values``, whose types are still to be checked. Raises :class:`SpecError` when ``values`` is no object with the keys of a spec."""
         if not isinstance(values, Mapping):
             raise SpecError(f"model spec is a {type(values).__name__}; wanted an object with the keys of ModelSpec")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mgvq_export.core.arrays import Array
 from mgvq_export.core.errors import InputError, TokensError
 from mgvq_export.core.files import PathLike, atomic_write_bytes, unreadable
 
@@ -24,7 +25,7 @@ VERSION = 1
 SUFFIXES = (".safetensors", ".npz", ".npy")
 
 Codes = np.ndarray[Any, np.dtype[np.uint16]]
-Stored = np.ndarray[Any, np.dtype[Any]]
+Stored = Array
 
 _MAX_METADATA_BYTES = 64 * 1024
 _KEYS = {

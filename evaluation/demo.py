@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from mgvq_export.core.files import make_folder
-from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.spec import group_counts
 from mgvq_export.core.tables import Table
+from mgvq_export.core.types import JsonObject
 from mgvq_export.parity.results import ParityReport
 from mgvq_export.parity.verify import SAMPLES
 from mgvq_export.runtime.image_files import read_image, write_image

@@ -22,8 +22,8 @@ import numpy as np
 
 from mgvq_export.core.errors import BackendError, InputError
 from mgvq_export.core.files import PathLike, unreadable
-from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.token_files import pack_codes
+from mgvq_export.core.types import JsonObject
 from mgvq_export.evaluation.columns import record_problem
 from mgvq_export.evaluation.datasets import Dataset, Item
 from mgvq_export.evaluation.figures import mean_squared_error, ssim

@@ -12,8 +12,9 @@ from typing import TypedDict
 import numpy as np
 
 from mgvq_export.core.files import PathLike, atomic_path, atomic_write_bytes
-from mgvq_export.core.json_files import JsonObject, to_json
+from mgvq_export.core.json_files import to_json
 from mgvq_export.core.tables import Table
+from mgvq_export.core.types import JsonObject
 from mgvq_export.evaluation.columns import Columns
 from mgvq_export.evaluation.datasets import Item
 

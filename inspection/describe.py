@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.spec import VARIANTS
+from mgvq_export.core.types import JsonObject
 from mgvq_export.inspection.facts import Facts
 from mgvq_export.model.demo import DEMO_SPEC
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mgvq_export.core.json_files import JsonObject, to_json
+from mgvq_export.core.json_files import to_json
 from mgvq_export.core.manifest import EngineRecord, KernelRecord
 from mgvq_export.core.tables import Table
+from mgvq_export.core.types import JsonObject
 from mgvq_export.inspection.facts import Facts
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from mgvq_export.core.errors import shown
-from mgvq_export.core.json_files import JsonObject
 from mgvq_export.core.precision_plan import PrecisionPlan
 from mgvq_export.core.spec import ModelSpec
 from mgvq_export.core.tables import Table
+from mgvq_export.core.types import JsonObject
 
 _LONGEST = 2000  # characters of one cell
 

@@ -12,10 +12,9 @@ Rules every lowering follows:
 * finite values beyond 2**120, whose scores may overflow, give any code from 0 to K-1.
 """
 
-from typing import Any
-
 import numpy as np
 
+from mgvq_export.core.arrays import Array
 from mgvq_export.core.errors import InputError
 
 OP_NAME = "GroupedArgmin"
@@ -88,8 +87,6 @@ def near_tie_margins(latent: np.ndarray, codebook: np.ndarray, codes_a: np.ndarr
     row_b = codebook[group, codes_b[batch, group, row, column]].astype(np.float64)
     length = np.linalg.norm(vectors, axis=1)
     gap = np.abs(((row_a - row_b) * vectors).sum(axis=1))
-    margins: np.ndarray[Any, np.dtype[Any]] = gap / np.maximum(
-        length, 2.0**-100
-    )  # below, products are subnormal and may be flushed to zero
+    margins: Array = gap / np.maximum(length, 2.0**-100)  # below, products are subnormal and may be flushed to zero
     margins[(row_a == row_b).all(axis=1) | (length == 0)] = np.inf
     return margins

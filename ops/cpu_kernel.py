@@ -13,17 +13,16 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from mgvq_export.core.arrays import Array
 from mgvq_export.core.processors import usable_cpus
+from mgvq_export.core.types import Untyped
 from mgvq_export.ops.contract import check_inputs
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 64  # rows; 32 and 128 were slower for both released codebook shapes
 TILE = 4  # positions scored together; the kernel spells the four out, since numba keeps arrays out of registers
@@ -35,10 +34,10 @@ LOWEST = np.float32(np.finfo(np.float32).min)
 LARGEST = np.float32(np.finfo(np.float32).max)
 
 
-def _declare_larger(typing_context: object, a: object, b: object) -> tuple[Any, Callable[..., Any]]:
+def _declare_larger(typing_context: object, a: object, b: object) -> tuple[Untyped, Callable[..., Untyped]]:
     """The larger of two float32. Python's own max or comparison compiles to a select that LLVM does not vectorise."""
 
-    def generate(context: object, builder: Any, signature: object, arguments: Any) -> Any:
+    def generate(context: object, builder: Untyped, signature: object, arguments: object) -> object:
         kind = ir.FloatType()
         maximum = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
         return builder.call(maximum, arguments, fastmath=("nnan", "nsz"))
@@ -46,7 +45,7 @@ def _declare_larger(typing_context: object, a: object, b: object) -> tuple[Any, 
     return numba.float32(numba.float32, numba.float32), generate
 
 
-_larger: Any = intrinsic(_declare_larger)
+_larger: Untyped = intrinsic(_declare_larger)
 
 
 def _compile(dim: int, cache: bool) -> Callable[..., None]:

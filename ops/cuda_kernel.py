@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import cast
 
 from mgvq_export.core.errors import BackendError, InputError
+from mgvq_export.core.types import Untyped
 
 KERNEL_SOURCE = Path(__file__).with_name("grouped_argmin.cu")
 KERNEL_NAMES = {"float32": "grouped_argmin_float", "float16": "grouped_argmin_half"}  # by the latent's dtype
@@ -87,7 +88,7 @@ def _nvrtc() -> ModuleType:
     return cast(ModuleType, nvrtc)
 
 
-def _checked(result: Any, what: str) -> Any:
+def _checked(result: Untyped, what: str) -> Untyped:
     """The values of a bindings call ``(error, *values)``; raises BackendError naming the call."""
     error, *values = result
     if int(error) != 0:
@@ -128,7 +129,7 @@ def _compile(target: str, *, extra_options: tuple[str, ...] = ()) -> tuple[bytes
         nvrtc.nvrtcDestroyProgram(program)
 
 
-def _text(size_call: Callable[..., Any], read_call: Callable[..., Any], program: object) -> bytes:
+def _text(size_call: Callable[..., Untyped], read_call: Callable[..., Untyped], program: object) -> bytes:
     buffer = bytes(_checked(size_call(program), size_call.__name__))
     _checked(read_call(program, buffer), read_call.__name__)
     return buffer

@@ -1,9 +1,10 @@
 """The fused CPU kernel as a custom operator of ONNX Runtime, through onnxruntime-extensions' Python operators."""
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mgvq_export.core.errors import BackendError
+from mgvq_export.core.types import Untyped
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 _MARK = f"{DOMAIN}.kernels_registered"
 _lock = threading.Lock()
-_operators: list[Any] = []  # what onnxruntime-extensions knows of us; its table is one per process, and a name may enter once
+_operators: list[Untyped] = []  # what onnxruntime-extensions knows of us; its table is one per process, and a name may enter once
 
 
 def _library_path() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mgvq_export.core.cgroups import cpu_quota
 from mgvq_export.core.processors import usable_cpus
@@ -69,7 +69,7 @@ def load_graph(
     """A session over a graph, a file or its bytes, on one provider. Raises ONNX Runtime's own errors."""
     import onnxruntime as ort
 
-    source: Any = model if isinstance(model, bytes) else os.fspath(model)
+    source: bytes | str = model if isinstance(model, bytes) else os.fspath(model)
     return ort.InferenceSession(
         source,
         options,

@@ -12,9 +12,10 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, cast
+from typing import cast
 
 from mgvq_export.core.errors import BackendError
+from mgvq_export.core.types import Untyped
 
 #: The libraries that engines are built for, by the names of ``build --target`` and of the records in a bundle's manifest.
 TARGETS = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
@@ -82,14 +83,14 @@ def find_rtx_library() -> Machine:
     return Machine(import_tensorrt("rtx").__version__, target="rtx")
 
 
-def rtx_capabilities() -> dict[str, Any]:
+def rtx_capabilities() -> dict[str, Untyped]:
     """The compute capabilities that TensorRT for RTX can build for, such as ``8.6``, and the member of its enum for each."""
     members = import_tensorrt("rtx").ComputeCapability.__members__
     numbers = {name: re.fullmatch(r"SM(\d+)(\d)", name) for name in members}
     return {f"{match[1]}.{match[2]}": members[name] for name, match in numbers.items() if match}
 
 
-def check_version(trt: Any) -> None:
+def check_version(trt: Untyped) -> None:
     """Raises :class:`BackendError` with the remedy when TensorRT is too old."""
     if version_numbers(trt.__version__) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
@@ -130,7 +131,7 @@ def find_gpu() -> tuple[str, str]:
     return properties.name.rstrip(b"\0").decode(), f"{properties.major}.{properties.minor}"
 
 
-def _refuse_old_driver(cudart: Any) -> None:
+def _refuse_old_driver(cudart: Untyped) -> None:
     """Raises :class:`BackendError` when the driver is too old for the bindings. CUDA has the same status for no driver at all."""
     _, driver = cudart.cudaDriverGetVersion()
     _, bindings = cudart.cudaRuntimeGetVersion()
@@ -161,7 +162,7 @@ def use_device(device: int) -> None:
 
 
 @functools.cache
-def process_logger(trt: Any) -> Any:
+def process_logger(trt: Untyped) -> Untyped:
     """The one logger of this process: TensorRT keeps using the first it was given, and may do so after its builder is gone.
 
     Its ``errors`` are TensorRT's last ones, oldest first; clear them before TensorRT is asked for something.
@@ -176,7 +177,7 @@ def process_logger(trt: Any) -> Any:
             self.errors: list[str] = []
             self.activation_bytes: int | None = None
 
-        def log(self, level: Any, message: str) -> None:
+        def log(self, level: Untyped, message: str) -> None:
             if level in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.errors.append(message)
                 del self.errors[:-_KEPT_ERRORS]

@@ -11,9 +11,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, cast
+from typing import cast
 
 from mgvq_export.core.errors import BackendError
+from mgvq_export.core.types import Untyped
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
 from mgvq_export.ops.cuda_kernel import KERNEL_NAMES, POSITIONS_PER_BLOCK, THREADS_PER_BLOCK, compile_ptx
 from mgvq_export.ops.trt_machine import check_version, import_tensorrt
@@ -50,7 +51,7 @@ def register_plugin(*, architecture: int) -> None:
         _define_plugin(trt, trtp)
 
 
-def _import_plugins(trt: Any) -> ModuleType:
+def _import_plugins(trt: Untyped) -> ModuleType:
     """``tensorrt.plugin``. It says on standard output that it is experimental, among what our commands print there."""
     check_version(trt)  # before the import: early versions have no such module
     try:
@@ -78,7 +79,7 @@ def _stdout_on_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _define_plugin(trt: Any, trtp: Any) -> None:
+def _define_plugin(trt: Untyped, trtp: Untyped) -> None:
     @trtp.register(PLUGIN_ID)
     def describe(latent: trtp.TensorDesc, codebook: trtp.TensorDesc) -> trtp.TensorDesc:
         # [B, G*d, h, w], [G, K, d] -> [B, G, h, w]

@@ -16,9 +16,10 @@ import numpy as np
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.files import PathLike
-from mgvq_export.core.json_files import JsonObject, to_json
+from mgvq_export.core.json_files import to_json
 from mgvq_export.core.spec import Part
 from mgvq_export.core.tables import Table
+from mgvq_export.core.types import JsonObject
 from mgvq_export.parity.metrics import relative_l2
 from mgvq_export.parity.network import find_network
 from mgvq_export.parity.results import format_value
@@ -94,10 +95,11 @@ def bisect(bundle: PathLike | Bundle, image: np.ndarray, *, checkpoint: PathLike
     """
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle)
-    network, why = find_network(bundle, None if checkpoint is None else str(checkpoint))
+    reference = find_network(bundle, None if checkpoint is None else str(checkpoint))
+    network = reference.network
     first = "fp32" if "fp32" in bundle.precisions else bundle.precisions[0]
     origins: list[Origin] = []
-    summary: list[str] = [] if network else [f"{first} against the network: skipped, {why}"]
+    summary: list[str] = [] if network else [f"{first} against the network: skipped, {reference.why}"]
     own = _every_value(bundle, first, image, None)
     if network is not None:
         wanted = {part: _network_values(network, part, feed) for part, (feed, _) in own.items()}

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from mgvq_export.core.precision_plan import FLOATS, Budgets
+from mgvq_export.core.budgets import Budgets
+from mgvq_export.core.precision_plan import FLOATS
 from mgvq_export.core.spec import Part, group_counts
 from mgvq_export.ops.contract import grouped_argmin
 from mgvq_export.parity import graphs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,23 @@ if TYPE_CHECKING:
     from mgvq_export.model.network import MGVQ
 
 
-def find_network(bundle: Bundle, checkpoint: str | Path | None = None) -> tuple[MGVQ | None, str]:
-    """The network that ``bundle`` was exported from, or None and the reason why there is none.
+@dataclass(frozen=True)
+class Reference:
+    """The network that a bundle was exported from.
+
+    Attributes:
+        network: in float32; None when there is none here.
+        why: why there is none; empty when there is.
+        checkpoint_sha256: hash of the checkpoint's files, as the export records it; empty without a network.
+    """
+
+    network: MGVQ | None
+    why: str = ""
+    checkpoint_sha256: str = ""
+
+
+def find_network(bundle: Bundle, checkpoint: str | Path | None = None) -> Reference:
+    """The network that ``bundle`` was exported from, or the reason why there is none.
 
     Args:
         checkpoint: as for ``load_checkpoint``; when None, the file the bundle was exported from, if it is still there, or lies in or
@@ -28,15 +44,16 @@ def find_network(bundle: Bundle, checkpoint: str | Path | None = None) -> tuple[
         from mgvq_export.export.bundles import codebook_sha256
         from mgvq_export.model.checkpoint import load_checkpoint
     except ImportError as error:
-        return None, f"{error.name} is not installed: pip install 'mgvq-export[export]'"
+        return Reference(None, f"{error.name} is not installed: pip install 'mgvq-export[export]'")
     source = bundle.manifest.source
     if checkpoint is not None:
-        network = load_checkpoint(checkpoint, bundle.spec, weights=source.weights).network()
+        given = load_checkpoint(checkpoint, bundle.spec, weights=source.weights)
+        network = given.network()
         if codebook_sha256(network) != bundle.codebook_sha256:
             raise BundleError(
                 f"{checkpoint} has another codebook than {bundle.path}; give the checkpoint the bundle was exported from"
             )
-        return network, ""
+        return Reference(network, checkpoint_sha256=given.sha256)
     name = source.name
     why = f"the checkpoint {name!r} is not here; give it with --checkpoint"
     for candidate in [name] if name == "demo" else _places(bundle.path, name):
@@ -46,9 +63,9 @@ def find_network(bundle: Bundle, checkpoint: str | Path | None = None) -> tuple[
             why = f"the checkpoint cannot be used: {error}"
             continue
         if loaded.sha256 == source.sha256:
-            return loaded.network(), ""
+            return Reference(loaded.network(), checkpoint_sha256=loaded.sha256)
         why = f"the checkpoint {candidate} has changed since the export; give the right one with --checkpoint"
-    return None, why
+    return Reference(None, why)
 
 
 def _places(bundle: Path, name: str) -> list[str]:

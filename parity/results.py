@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TypedDict
 
 from mgvq_export.core.errors import CheckFailed
-from mgvq_export.core.json_files import JsonObject, to_json
+from mgvq_export.core.json_files import to_json
 from mgvq_export.core.tables import Table
+from mgvq_export.core.types import JsonObject
 from mgvq_export.parity.tolerances import Tolerance
 
 PASSED, FAILED, REPORTED, SKIPPED = "passed", "FAILED", "reported", "skipped"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from mgvq_export.core.budgets import EIGHT_BIT_DROP, EIGHT_BIT_PSNR
 from mgvq_export.core.errors import InputError
 
 
@@ -49,7 +50,7 @@ def _eight_bit(kind: str, latent: float, codes: float, steps: float) -> tuple[To
         Tolerance(f"codes/{kind}", codes, "", f"largest margin of a code that differs between two runs; {_FLIP}"),
         Tolerance(f"pixels/{kind}", steps * 2 / 255, "", f"largest difference in [-1, 1], {steps:g} 8-bit steps; {_FLIP}"),
         Tolerance(f"steps/{kind}", steps, "8-bit steps", _FLIP),
-        Tolerance(f"psnr/{kind}", 38.0, "dB", f"decoding the same codes; {_ASKED}", True),
+        Tolerance(f"psnr/{kind}", EIGHT_BIT_PSNR, "dB", f"decoding the same codes; {_ASKED}", True),
     )
 
 
@@ -93,7 +94,7 @@ TABLE: tuple[Tolerance, ...] = (
         "decoding the same codes; bfloat16 rounds at 4e-3, eight times float16's error, sums stay in float32: the demo model loses 54 dB",
         True,
     ),
-    Tolerance("drop", 0.15, "dB", f"PSNR against the photo itself, lost by encoding and decoding; {_ASKED}"),
+    Tolerance("drop", EIGHT_BIT_DROP, "dB", f"PSNR against the photo itself, lost by encoding and decoding; {_ASKED}"),
     Tolerance("steps/fp32", 1.0, "8-bit steps", "a difference of 1e-4 can fall on the edge between two 8-bit values"),
     Tolerance("steps/fp16", 1.0, "8-bit steps", "a difference of 1e-3 can fall on the edge between two 8-bit values"),
     *_eight_bit("int8", 7e-2, 3e-2, 18),

@@ -16,7 +16,7 @@ from mgvq_export.core.files import PathLike
 from mgvq_export.parity.bisect import Bisection, bisect
 from mgvq_export.parity.checks import CHECKS, check_network
 from mgvq_export.parity.context import SAMPLE_SIDE, Images, VerificationContext
-from mgvq_export.parity.network import find_network
+from mgvq_export.parity.network import Reference, find_network
 from mgvq_export.parity.report.gather import gather
 from mgvq_export.parity.report.write import open_reports
 from mgvq_export.parity.results import ParityReport
@@ -102,10 +102,10 @@ def _make_context(
     pictures, sizes = {}, {}
     for label, path in zip(labels, paths, strict=True):
         pictures[label], sizes[label] = pad_to_multiple(read_image(path), bundle.spec.downsample)
-    network, why = None, ""
+    reference = Reference(None)
     if {"network", "decoder"} & set(asked) or "fp32" not in bundle.precisions:
-        network, why = find_network(bundle, None if checkpoint is None else str(checkpoint))
-    return VerificationContext(bundle, pictures, "", network, why, sizes)
+        reference = find_network(bundle, None if checkpoint is None else str(checkpoint))
+    return VerificationContext(bundle, pictures, "", reference.network, reference.why, sizes)
 
 
 def find_origins(bundle: PathLike | Bundle, images: Sequence[PathLike] = (), *, checkpoint: PathLike | None = None) -> Bisection:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from mgvq_export.core.budgets import Budgets
 from mgvq_export.core.errors import MgvqError
-from mgvq_export.core.precision_plan import FLOATS, Budgets
+from mgvq_export.core.precision_plan import FLOATS
 from mgvq_export.core.tokens import Tokens
 from mgvq_export.parity.compare import CodeDifferences, Worst
 from mgvq_export.parity.context import VerificationContext

@@ -8,10 +8,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-import numpy as np
-
+from mgvq_export.core.arrays import Array, DType
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.spec import Part
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 #: Called with (done, total): of one image its windows, of a batch its images.
 Progress = Callable[[int, int], None]
 
-#: Any array of the graphs' types.
-Array = np.ndarray[Any, np.dtype[Any]]
-
 
 def silent(done: int, total: int) -> None:
     """The no-op :data:`Progress`."""
@@ -37,7 +33,7 @@ class Session(Protocol):
     """One loaded graph of any backend."""
 
     @property
-    def inputs(self) -> Mapping[str, np.dtype[Any]]:
+    def inputs(self) -> Mapping[str, DType]:
         """Names -> dtypes, in the graph's order."""
 
     def run(self, feeds: Mapping[str, Array], outputs: list[str] | None = None) -> list[Array]:

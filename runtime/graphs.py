@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
+from mgvq_export.core.arrays import DType
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BundleError, shown
 from mgvq_export.core.spec import Part
@@ -53,8 +54,8 @@ def check_values(
     bundle: Bundle,
     precision: str,
     part: Part,
-    inputs: Mapping[str, np.dtype[Any]],
-    outputs: Mapping[str, np.dtype[Any]],
+    inputs: Mapping[str, DType],
+    outputs: Mapping[str, DType],
 ) -> None:
     """Raise :class:`BundleError` unless a graph takes and gives what its entry in the manifest says."""
     entry = bundle.graph(precision, part)
@@ -66,5 +67,5 @@ def check_values(
             )
 
 
-def _listed(values: Mapping[str, np.dtype[Any]]) -> str:
+def _listed(values: Mapping[str, DType]) -> str:
     return ", ".join(f"{shown(name)} {dtype}" for name, dtype in values.items()) or "nothing"

@@ -11,11 +11,12 @@ import json
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from mgvq_export.core.errors import BackendError, InputError, MgvqError, TokensError
+from mgvq_export.core.types import Untyped
 from mgvq_export.runtime.tokenizer import Tokenizer
 from mgvq_export.serving.opening import Settings
 from mgvq_export.serving.stages import Arrays, DecoderStage, EncoderStage, QuantizerStage, ReaderStage, Stage
@@ -48,7 +49,7 @@ class PythonModel:
         self.stage = self.make_stage(settings)
         self.stage.warm_up()
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
+    def execute(self, requests: Sequence[Untyped]) -> list[Untyped]:
         """One response a request, in their order."""
         taken = [_attempt(partial(self._items, request)) for request in requests]
         results = iter(run_apart(self.stage.run, [item for items in taken if not isinstance(items, Exception) for item in items]))
@@ -63,11 +64,11 @@ class PythonModel:
         if self.tokenizer is not None:
             self.tokenizer.close()
 
-    def _items(self, request: Any) -> list[Any]:
+    def _items(self, request: Untyped) -> list[Untyped]:
         tensors = {name: self._triton.get_input_tensor_by_name(request, name) for name in self.inputs}
         return self.stage.items({name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None})
 
-    def _response(self, found: Sequence[Arrays | Exception]) -> Any:
+    def _response(self, found: Sequence[Arrays | Exception]) -> Untyped:
         for result in found:
             if isinstance(result, Exception):
                 return self._triton.InferenceResponse(error=self._error(result))
@@ -75,7 +76,7 @@ class PythonModel:
         tensors = [self._triton.Tensor(name, np.stack([each[name] for each in arrays])) for name in arrays[0]]
         return self._triton.InferenceResponse(tensors)
 
-    def _error(self, error: Exception) -> Any:
+    def _error(self, error: Exception) -> Untyped:
         kinds = self._triton.TritonError
         if isinstance(error, (InputError, TokensError)):
             return kinds(str(error), kinds.INVALID_ARG)
@@ -128,7 +129,7 @@ class Decoder(PythonModel):
         return DecoderStage(self.tokenizer, settings.max_pixels)
 
 
-def check_arrays(triton: Any) -> None:
+def check_arrays(triton: Untyped) -> None:
     """Raise :class:`BackendError` when arrays change on their way through Triton.
 
     Its Python backend before release 24.11 gives wrong ones under NumPy 2, without an error.
@@ -143,7 +144,7 @@ def check_arrays(triton: Any) -> None:
             )
 
 
-def run_apart(run: Callable[[Sequence[Any]], list[Arrays]], items: Sequence[Any]) -> list[Arrays | Exception]:
+def run_apart(run: Callable[[Sequence[Untyped]], list[Arrays]], items: Sequence[Untyped]) -> list[Arrays | Exception]:
     """``run(items)``; when that fails, each item alone, so that one that fails takes no other with it."""
     if not items:
         return []

@@ -6,7 +6,7 @@ several items together is what it makes of each alone.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -23,6 +23,8 @@ from mgvq_export.runtime.tokenizer import Tokenizer
 
 Arrays = Mapping[str, np.ndarray]
 Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
 
 
 class Stage(Protocol):
@@ -164,11 +166,11 @@ def _check_pixels(height: int, width: int, most: int) -> None:
         raise InputError(f"the image is {width}x{height}, {height * width} pixels; this server takes at most {most}")
 
 
-def _by_key(items: Sequence[Item], keys: Sequence[Any], run: Any) -> list[Any]:
+def _by_key(items: Sequence[Item], keys: Sequence[Key], run: Callable[[list[Item], Key], Sequence[Result]]) -> list[Result]:
     """``run(items of one key, key)`` for each key; the results in the order of ``items``."""
-    found: list[Any] = [None] * len(items)
+    found: dict[int, Result] = {}
     for key in dict.fromkeys(keys):
         places = [place for place, other in enumerate(keys) if other == key]
         for place, result in zip(places, run([items[place] for place in places], key), strict=True):
             found[place] = result
-    return found
+    return [found[place] for place in range(len(items))]

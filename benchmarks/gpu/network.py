@@ -88,7 +88,8 @@ def single_results(bundle: Bundle, image: np.ndarray, options: GpuOptions) -> Re
     Raises :class:`CannotRun` where that cannot be: without PyTorch or a GPU for it, without the weights, with too little memory.
     """
     torch = import_torch(options)
-    network, reason = find_network(bundle)
+    reference = find_network(bundle)
+    network, reason = reference.network, reference.why
     if network is None:
         raise CannotRun(reason)
     found = None

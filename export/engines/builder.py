@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.manifest import Profile
+from mgvq_export.core.types import Untyped
 from mgvq_export.export.engines.options import BuildOptions
 from mgvq_export.ops.trt_machine import (
     TARGETS,
@@ -80,7 +80,7 @@ class BuiltEngine:
         activation_bytes: device memory for activations, as the builder planned it; None: not told.
     """
 
-    plan: Any
+    plan: Untyped
     timings: bytes
     activation_bytes: int | None
 
@@ -139,7 +139,7 @@ class _Build:
         self.trt, self.job = trt, job
         self.messages = process_logger(trt)
 
-    def run(self, monitor: Any) -> BuiltEngine:
+    def run(self, monitor: Untyped) -> BuiltEngine:
         trt, job = self.trt, self.job
         self.messages.errors.clear()
         self.messages.activation_bytes = None
@@ -168,7 +168,7 @@ class _Build:
         timings = b"" if timing_cache is None else bytes(memoryview(timing_cache.serialize()))
         return BuiltEngine(plan, timings, self.messages.activation_bytes)
 
-    def made(self, value: Any, what: str) -> Any:
+    def made(self, value: Untyped, what: str) -> Untyped:
         """What a factory of the library gave; it gives None when it fails."""
         if value is None:
             raise self.failed(what, "no reason given")
@@ -181,7 +181,7 @@ class _Build:
             flags.append(trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS)
         return sum(1 << int(flag) for flag in flags)
 
-    def configure(self, config: Any) -> None:
+    def configure(self, config: Untyped) -> None:
         trt, options = self.trt, self.job.options
         config.clear_flag(trt.BuilderFlag.TF32)
         config.builder_optimization_level = options.builder_level
@@ -197,7 +197,7 @@ class _Build:
         if options.compute_capabilities:
             self.choose_gpus(config)
 
-    def choose_gpus(self, rtx_config: Any) -> None:
+    def choose_gpus(self, rtx_config: Untyped) -> None:
         known, wanted = rtx_capabilities(), self.job.options.compute_capabilities
         self.messages.errors.clear()
         rtx_config.num_compute_capabilities = len(wanted)
@@ -205,7 +205,7 @@ class _Build:
             if not rtx_config.set_compute_capability(known[capability], index):
                 raise self.failed("refuses the options", f"compute capability {capability}")
 
-    def timing_cache(self, config: Any) -> Any:
+    def timing_cache(self, config: Untyped) -> Untyped:
         # A cache of another driver or GPU is refused, and a broken one gives None: both begin anew.
         timing_cache = config.create_timing_cache(self.job.timings)
         if timing_cache is None or not config.set_timing_cache(timing_cache, ignore_mismatch=False):
@@ -213,7 +213,7 @@ class _Build:
             config.set_timing_cache(timing_cache, ignore_mismatch=False)
         return timing_cache
 
-    def add_profiles(self, builder: Any, config: Any) -> None:
+    def add_profiles(self, builder: Untyped, config: Untyped) -> None:
         for shapes in self.job.profiles:
             self.messages.errors.clear()
             profile = self.made(builder.create_optimization_profile(), "does not start")
@@ -226,7 +226,7 @@ class _Build:
                     "choose another --size, --tile or --batch"
                 )
 
-    def check_network(self, network: Any) -> None:
+    def check_network(self, network: Untyped) -> None:
         """The parsed network has the plugin and the types of the graph."""
         trt, job = self.trt, self.job
         layers = [network.get_layer(index) for index in range(network.num_layers)]
@@ -264,7 +264,7 @@ class _Build:
         return BackendError(f"{self.job.name}: {self.job.library} {what}: {' '.join(reason.split())[:400]}; {remedy}")
 
 
-def _parse_errors(parser: Any) -> tuple[str, bool]:
+def _parse_errors(parser: Untyped) -> tuple[str, bool]:
     """The first error with its node, and how many more there are; and whether what was logged says more: it is of no node."""
     if parser.num_errors == 0:
         return "no reason given", True
@@ -276,7 +276,7 @@ def _parse_errors(parser: Any) -> tuple[str, bool]:
     return f"{where}: {parser_error.desc()}{more}", False
 
 
-def _monitor(trt: Any, report: Report) -> Any:
+def _monitor(trt: Untyped, report: Report) -> Untyped:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the bindings have no types
         """Passes progress on and cancels. TensorRT calls it from threads of its own, several at once."""
 

@@ -14,7 +14,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -23,6 +22,7 @@ from mgvq_export.core.errors import InputError
 from mgvq_export.core.files import atomic_write_bytes, sha256_file
 from mgvq_export.core.json_files import to_json
 from mgvq_export.core.manifest import EngineRecord
+from mgvq_export.core.types import JsonObject
 from mgvq_export.ops.trt_machine import Machine
 
 _HASHES = {
@@ -94,9 +94,9 @@ def _file_reasons(bundle: Bundle, record: EngineRecord) -> list[str]:
     return ["the engine's file has changed since it was written"]
 
 
-def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(record: Mapping[str, object], prefix: str = "") -> JsonObject:
     """Nested objects as dotted keys; profiles stay whole."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")
@@ -151,7 +151,7 @@ class BuildCache:
         times = self._times() | {_similar(wanted): round(seconds, 1)}
         self._write(self.folder / "build-times.json", json.dumps(times, indent=1).encode())
 
-    def _times(self) -> dict[str, Any]:
+    def _times(self) -> JsonObject:
         try:
             times = json.loads((self.folder / "build-times.json").read_text())
         except (OSError, ValueError):

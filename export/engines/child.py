@@ -13,7 +13,7 @@ import pickle
 import signal
 import subprocess
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from mgvq_export.core.errors import BackendError, MgvqError
 from mgvq_export.core.processes import python_command
@@ -89,6 +89,6 @@ def serve() -> None:
                 )
 
 
-def _send(stream: IO[bytes], *message: Any) -> None:
+def _send(stream: IO[bytes], *message: object) -> None:
     pickle.dump(message, stream)
     stream.flush()

@@ -18,7 +18,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -26,6 +25,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from mgvq_export.core.errors import BundleError
 from mgvq_export.core.manifest import TensorEntry
+from mgvq_export.core.types import Untyped
 from mgvq_export.export.graphs.builder import value_entry
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
 from mgvq_export.ops.trt_plugin import NODE_ATTRIBUTES
@@ -35,7 +35,7 @@ LATENT = "latent"
 NON_FINITE = "non_finite"
 
 #: Operator, name, constant operands (numbers as float32), attributes.
-Step = tuple[str, str, tuple[float | np.ndarray, ...], dict[str, Any]]
+Step = tuple[str, str, tuple[float | np.ndarray, ...], dict[str, Untyped]]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from mgvq_export.core.errors import InputError
 from mgvq_export.core.precision_plan import PrecisionPlan, side_of
 from mgvq_export.core.spec import Part
 from mgvq_export.export.graphs.builder import FLOAT16, GraphBuilder, WeightStore
+from mgvq_export.export.graphs.flops import infer_shapes, node_flops
 from mgvq_export.export.graphs.parts import fill_graph
 from mgvq_export.model.network import MGVQ
 
@@ -83,16 +84,12 @@ def _nodes(network: MGVQ, part: Part) -> dict[str, PlanNode]:
     return {name: _describe(node, graph, shapes, pixels) for name, node in graph.choices.items()}
 
 
-def _describe(node: onnx.NodeProto, graph: GraphBuilder, shapes: dict[str, list[int]], pixels: int) -> PlanNode:
+def _describe(node: onnx.NodeProto, graph: GraphBuilder, shapes: Mapping[str, Sequence[int]], pixels: int) -> PlanNode:
     casts = {cast.output[0]: cast.input[0] for cast in graph.nodes if cast.op_type == "Cast"}
     activations = tuple(casts.get(value, value) for value in node.input if value not in graph.initializers)
-    work = groups = 0
+    groups = 0
     if node.op_type == "Conv":
-        weight = graph.initializers[node.input[1]].dims
         (groups,) = (attribute.i for attribute in node.attribute if attribute.name == "group")
-        work = math.prod(weight) * math.prod(shapes[node.output[0]][2:])
-    elif node.op_type == "MatMul":
-        work = math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
     # The branch of a residual sum that holds the layers is the module ``main`` of the block that the sum is called after.
     shortcuts = [position for position, value in enumerate(activations) if not value.startswith(f"{node.name}.main")]
     residual = node.op_type == "Add" and len(activations) == 2
@@ -104,21 +101,15 @@ def _describe(node: onnx.NodeProto, graph: GraphBuilder, shapes: dict[str, list[
         inputs=activations,
         skip=shortcuts[0] if residual and len(shortcuts) == 1 else None,
         groups=groups,
-        macs=work / pixels,
+        macs=node_flops(node, shapes) / 2 / pixels,
         quantizable=residual or groups == 1,
     )
 
 
-def _shapes(model: onnx.ModelProto, downsample: int) -> dict[str, list[int]]:
+def _shapes(model: onnx.ModelProto, downsample: int) -> Mapping[str, Sequence[int]]:
     """The shape of every value for one image of ``_CELLS`` latent cells a side."""
     (value,) = model.graph.input
     side = _CELLS * downsample if value.name == "image" else _CELLS
     for axis, size in ((0, 1), (2, side), (3, side)):
         value.type.tensor_type.shape.dim[axis].dim_value = size
-    for output in model.graph.output:
-        output.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    return {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*inferred.input, *inferred.value_info, *inferred.output)
-    }
+    return infer_shapes(model)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mgvq_export.core.json_files import JsonObject, to_json
+from mgvq_export.core.json_files import to_json
 from mgvq_export.core.manifest import FileEntry
+from mgvq_export.core.types import JsonObject
 from mgvq_export.parity.results import ParityReport
 from mgvq_export.parity.seams import Seams
 

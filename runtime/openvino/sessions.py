@@ -15,13 +15,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mgvq_export.core.arrays import DType
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.spec import Part
+from mgvq_export.core.types import Untyped
 from mgvq_export.ops.contract import DOMAIN, OP_NAME
 from mgvq_export.runtime.backend import Array
 from mgvq_export.runtime.graphs import LazyGraphs, check_values
@@ -50,8 +52,8 @@ class OpenVinoSession:
     def __init__(self, name: str, model: openvino.Model, compile_model: Compile, *, by_shape: bool = False):
         """Use :class:`OpenVinoGraphs`. ``name`` is what messages call the graph; ``by_shape``: compile it for every shape."""
         self._name, self._compile = name, compile_model
-        self.inputs: Mapping[str, np.dtype[Any]] = {port.any_name: port.element_type.to_dtype() for port in model.inputs}
-        self.outputs: Mapping[str, np.dtype[Any]] = {port.any_name: port.element_type.to_dtype() for port in model.outputs}
+        self.inputs: Mapping[str, DType] = {port.any_name: port.element_type.to_dtype() for port in model.inputs}
+        self.outputs: Mapping[str, DType] = {port.any_name: port.element_type.to_dtype() for port in model.outputs}
         self._model = model if by_shape else None
         self._compiled: OrderedDict[Shapes, openvino.CompiledModel] = OrderedDict()
         self._lock = threading.Lock()
@@ -137,11 +139,11 @@ class QuantizerSession:
         inputs, outputs: names -> numpy dtypes, in the graph's order.
     """
 
-    def __init__(self, codebook: Array, lookup: OpenVinoSession, dtype: np.dtype[Any], threads: int):
+    def __init__(self, codebook: Array, lookup: OpenVinoSession, dtype: DType, threads: int):
         """``codebook``: float32 [G, K, d]. ``lookup``: codes -> quantized. ``dtype``: of the latent."""
         self._codebook, self._lookup, self._threads = codebook, lookup, threads
-        self.inputs: Mapping[str, np.dtype[Any]] = {"latent": dtype}
-        self.outputs: Mapping[str, np.dtype[Any]] = {"codes": np.dtype(np.int32), **lookup.outputs}
+        self.inputs: Mapping[str, DType] = {"latent": dtype}
+        self.outputs: Mapping[str, DType] = {"codes": np.dtype(np.int32), **lookup.outputs}
 
     def run(self, feeds: Mapping[str, Array], outputs: list[str] | None = None) -> list[Array]:
         """``codes`` int32 [B, G, h, w] and ``quantized`` [B, G*d, h, w], or those named. Raises as :class:`OpenVinoSession`."""
@@ -220,7 +222,7 @@ class OpenVinoGraphs(LazyGraphs[AnySession]):
         codebooks: list[Array] = []
         places: list[openvino.Output] = []
 
-        def replace(node: Any) -> list[openvino.Output]:
+        def replace(node: Untyped) -> list[openvino.Output]:
             codebook = np.array(node.get_input(1).get_node().data, np.float32)
             groups = np.arange(len(codebook), dtype=np.int64)
             places.append(opset.convert(opset.gather(node.get_input(0), groups, np.int64(1)), np.int32).output(0))

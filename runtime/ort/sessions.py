@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mgvq_export.core.arrays import DType
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.manifest import WEIGHTS
@@ -81,8 +82,8 @@ class OrtSession:
             )
         self._backend, self._name = backend, path.stem
         self._kernel_threads = threads if fused_kernels and backend == "ort-cpu" else None
-        self.inputs: Mapping[str, np.dtype[Any]] = {value.name: _dtype(value.type) for value in self._session.get_inputs()}
-        self.outputs: Mapping[str, np.dtype[Any]] = {value.name: _dtype(value.type) for value in self._session.get_outputs()}
+        self.inputs: Mapping[str, DType] = {value.name: _dtype(value.type) for value in self._session.get_inputs()}
+        self.outputs: Mapping[str, DType] = {value.name: _dtype(value.type) for value in self._session.get_outputs()}
 
     def run(self, feeds: Mapping[str, Array], outputs: list[str] | None = None) -> list[Array]:
         """The outputs (all, in the graph's order, when None). Float feeds are cast to the graph's type.
@@ -136,7 +137,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _dtype(name: str) -> np.dtype[Any]:
+def _dtype(name: str) -> DType:
     """numpy dtype of an ONNX Runtime type name such as ``tensor(float16)``."""
     kind = name.removeprefix("tensor(").removesuffix(")")
     return np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))

@@ -10,11 +10,11 @@ import contextlib
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from mgvq_export.core.errors import BackendError, InputError
+from mgvq_export.core.types import Untyped
 from mgvq_export.ops.trt_machine import import_cudart
 
 _NO_STREAMS = {0: "CUDA's default stream", 1: "CUDA's legacy default stream", 2: "CUDA's per-thread default stream"}
@@ -145,13 +145,13 @@ class Cuda:
     # ---- graphs
 
     @contextlib.contextmanager
-    def captured(self) -> Iterator[list[Any]]:
+    def captured(self) -> Iterator[list[Untyped]]:
         """Records what the body queues on the stream instead of running it; at the end the list holds the graph, to be launched.
 
         Only this thread's work is watched for what cannot be recorded. After an error the stream is usable again.
         """
         cudart = self._cudart
-        executable: list[Any] = []
+        executable: list[Untyped] = []
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._checked(cudart.cudaStreamBeginCapture(self.stream, mode), "cudaStreamBeginCapture")
         try:
@@ -168,15 +168,15 @@ class Cuda:
         finally:
             cudart.cudaGraphDestroy(graph)  # an executable graph does not need the graph it was made from
 
-    def launch_graph(self, executable: Any) -> None:
+    def launch_graph(self, executable: Untyped) -> None:
         """Queue a graph that :meth:`captured` made on the stream."""
         self._checked(self._cudart.cudaGraphLaunch(executable, self.stream), "cudaGraphLaunch")
 
-    def destroy_graph(self, executable: Any) -> None:
+    def destroy_graph(self, executable: Untyped) -> None:
         """Free a graph that :meth:`captured` made."""
         self._checked(self._cudart.cudaGraphExecDestroy(executable), "cudaGraphExecDestroy")
 
-    def _checked(self, result: tuple[Any, ...], call: str) -> Any:
+    def _checked(self, result: tuple[Untyped, ...], call: str) -> Untyped:
         status, *values = result
         if int(status) == int(self._cudart.cudaError_t.cudaErrorMemoryAllocation):
             raise OutOfDeviceMemory(f"the GPU is out of memory ({call}); close other programs that use it")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from mgvq_export.core.errors import BackendError, BundleError, InputError
 from mgvq_export.core.files import PathLike, unreadable
 from mgvq_export.core.manifest import EngineRecord
 from mgvq_export.core.remedies import build_command
+from mgvq_export.core.types import Untyped
 from mgvq_export.ops.trt_machine import TARGETS, Machine, find_machine, import_tensorrt, process_logger
 from mgvq_export.runtime.tensorrt.errors import ErrorLog
 from mgvq_export.runtime.tensorrt.records import (
@@ -44,7 +44,7 @@ class LoadedEngine:
         loader: TensorRT's runtime and error recorder, which must live as long as the engine.
     """
 
-    engine: Any
+    engine: Untyped
     record: EngineRecord | None
     name: str
     inputs: dict[str, np.dtype]
@@ -142,7 +142,7 @@ class EngineLoader:
         return LoadedEngine(engine, record, name, inputs, outputs, self)
 
 
-def _dtype(trt: ModuleType, dtype: Any, name: str) -> np.dtype:
+def _dtype(trt: ModuleType, dtype: Untyped, name: str) -> np.dtype:
     known = {
         trt.float32: "float32",
         trt.float16: "float16",

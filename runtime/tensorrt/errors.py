@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from types import ModuleType
-from typing import Any
 
 from mgvq_export.core.errors import BackendError
+from mgvq_export.core.types import Untyped
 from mgvq_export.ops.trt_machine import process_logger
 from mgvq_export.runtime.tensorrt.cuda import OutOfDeviceMemory
 
@@ -59,7 +59,7 @@ def _shortened(text: str) -> str:
     return " ".join(text.split())[:400]
 
 
-def error_recorder(trt: Any) -> Any:
+def error_recorder(trt: Untyped) -> Untyped:
     """An ``IErrorRecorder`` that keeps the errors it is told."""
 
     class Recorder(trt.IErrorRecorder):  # type: ignore[misc]  # TensorRT has no types
@@ -67,14 +67,14 @@ def error_recorder(trt: Any) -> Any:
 
         def __init__(self) -> None:
             trt.IErrorRecorder.__init__(self)
-            self.errors: list[tuple[Any, str]] = []
+            self.errors: list[tuple[Untyped, str]] = []
 
         def num_errors(self) -> int:
             return len(self.errors)
 
         get_num_errors = num_errors  # the name that TensorRT's C++ code calls it by
 
-        def get_error_code(self, index: int) -> Any:
+        def get_error_code(self, index: int) -> Untyped:
             return self.errors[index][0]
 
         def get_error_desc(self, index: int) -> str:
@@ -86,7 +86,7 @@ def error_recorder(trt: Any) -> Any:
         def clear(self) -> None:
             self.errors.clear()
 
-        def report_error(self, code: Any, text: str) -> bool:
+        def report_error(self, code: Untyped, text: str) -> bool:
             self.errors.append((code, text))
             return False
 

@@ -14,7 +14,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, MgvqError
 from mgvq_export.core.manifest import EngineRecord
 from mgvq_export.core.spec import Part
+from mgvq_export.core.types import Untyped
 from mgvq_export.ops.trt_machine import Machine
 from mgvq_export.runtime.tensorrt.contexts import make_context
 from mgvq_export.runtime.tensorrt.cuda import Buffer, Cuda, DeviceBuffer, PinnedBuffer
@@ -62,7 +62,7 @@ class Step:
     def __init__(self, loaded: LoadedEngine, profile: int, inputs: Mapping[str, Shape], cuda: Cuda, *, graphs: bool):
         self._loader, self._loaded, self._cuda = loaded.loader, loaded, cuda
         self.dtypes = loaded.inputs | loaded.outputs
-        self._graph: Any = None
+        self._graph: Untyped = None
         self._warm = False  # whether it has run since shapes or addresses changed
         # TensorRT for RTX records graphs itself.
         self._capturable = graphs and loaded.loader.machine.target == "tensorrt"
@@ -141,7 +141,7 @@ class Step:
             self._loader.errors.raise_first(f"the engine {self._loaded.name} does not {what}", _REPORT)
 
 
-def _shapes_known(context: Any) -> bool:
+def _shapes_known(context: Untyped) -> bool:
     try:
         return not context.infer_shapes()
     except RuntimeError:  # what the bindings raise when it is not only that something is missing

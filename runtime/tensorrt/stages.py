@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from mgvq_export.core.arrays import DType
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.spec import Part, stride
 from mgvq_export.core.units import Size
@@ -188,7 +188,7 @@ class Stages:
         return replace(one, address=one.address + index * one.bytes)
 
 
-def device_map(address: int, shape: Shape, dtype: np.dtype[Any]) -> DeviceMap:
+def device_map(address: int, shape: Shape, dtype: DType) -> DeviceMap:
     """The map of the first of a batch: uint8 [B, H, W, 3], or [B, C, H, W] of any type."""
     _, *sides = shape
     if dtype == np.uint8:

@@ -21,10 +21,11 @@ from mgvq_export.calibration.report import Outcome
 from mgvq_export.calibration.search import Point, Search, pareto
 from mgvq_export.calibration.tables import tables
 from mgvq_export.cli import main
+from mgvq_export.core.budgets import Budgets
 from mgvq_export.core.errors import BundleError, CheckFailed, InputError
 from mgvq_export.core.files import sha256_file
 from mgvq_export.core.manifest import SourceEntry
-from mgvq_export.core.precision_plan import Budgets, NodePlan, PrecisionPlan
+from mgvq_export.core.precision_plan import NodePlan, PrecisionPlan
 from mgvq_export.export.bundles import export_bundle
 from mgvq_export.export.graphs.plans import plan_nodes
 from mgvq_export.model.checkpoint import load_checkpoint

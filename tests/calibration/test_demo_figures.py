@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from mgvq_export.calibration.calibrate import calibrate
-from mgvq_export.calibration.options import DEFAULT_BUDGETS, Options
+from mgvq_export.calibration.options import Options
 from mgvq_export.calibration.plan_search import Calibration
+from mgvq_export.core.budgets import DEFAULT_BUDGETS
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.export.bundles import export_bundle
 from mgvq_export.model.checkpoint import load_checkpoint

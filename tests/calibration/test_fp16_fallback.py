@@ -10,8 +10,9 @@ from mgvq_export.calibration.crops import Crops
 from mgvq_export.calibration.effects import Effect, Effects, Graphs
 from mgvq_export.calibration.fp16_fallback import find_fp16_fallback, node_sensitivity, smallest
 from mgvq_export.calibration.ranges import collect
+from mgvq_export.core.budgets import Budgets
 from mgvq_export.core.errors import InputError
-from mgvq_export.core.precision_plan import Budgets, NodePlan, PrecisionPlan
+from mgvq_export.core.precision_plan import NodePlan, PrecisionPlan
 from mgvq_export.export.graphs.plans import check_plan, plan_nodes
 from mgvq_export.tests.support.checks import one_line
 

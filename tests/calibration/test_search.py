@@ -8,7 +8,7 @@ import pytest
 
 from mgvq_export.calibration.effects import Effect
 from mgvq_export.calibration.search import Candidate, Point, pareto, search
-from mgvq_export.core.precision_plan import Budgets
+from mgvq_export.core.budgets import Budgets
 
 #: Candidate -> work, error it adds.
 PROBLEM = {"a": (4.0, 8e-5), "b": (3.0, 1e-5), "c": (2.0, 1e-5), "d": (1.0, 4e-5), "e": (0.5, 1e-6)}

@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from mgvq_export.bench.flops import graph_flops
 from mgvq_export.bench.latency import BenchOptions, TokenizerJob, _operations, bench, passes
 from mgvq_export.bench.peers import PEERS, CeilingJob, PeerOptions, build_peer
 from mgvq_export.bench.processes import reason
@@ -18,6 +17,7 @@ from mgvq_export.cli import main
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError
 from mgvq_export.core.spec import Part
+from mgvq_export.export.graphs.flops import graph_flops
 from mgvq_export.runtime.backend import RunOptions
 from mgvq_export.runtime.image_files import write_image
 from mgvq_export.runtime.tokenizer import Tokenizer

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mgvq_export.core.budgets import Budgets
 from mgvq_export.core.bundle import MANIFEST, Bundle
-from mgvq_export.core.precision_plan import Budgets, MadeFor, NodePlan, PrecisionPlan
+from mgvq_export.core.precision_plan import MadeFor, NodePlan, PrecisionPlan
 from mgvq_export.core.spec import VARIANTS, ModelSpec
 from mgvq_export.core.tokens import Tokens
 from mgvq_export.tests.support.fuzz import assert_read_or_refused, damaged, mutations

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from mgvq_export.core.budgets import Budgets
 from mgvq_export.core.errors import InputError
-from mgvq_export.core.precision_plan import Budgets, MadeFor, NodePlan, PrecisionPlan, side_of
+from mgvq_export.core.precision_plan import MadeFor, NodePlan, PrecisionPlan, side_of
 from mgvq_export.tests.support.checks import one_line
 
 CONV, SUM = "decoder.stages.1.op_list.1.main.conv1.conv", "decoder.stages.1.op_list.1"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mgvq_export.core.budgets import Budgets
 from mgvq_export.core.bundle import Bundle
-from mgvq_export.core.precision_plan import Budgets, NodePlan, PrecisionPlan
+from mgvq_export.core.precision_plan import NodePlan, PrecisionPlan
 from mgvq_export.export.bundles import export_bundle
 from mgvq_export.model.checkpoint import load_checkpoint
 from mgvq_export.parity.results import FAILED, PASSED, REPORTED, SKIPPED, ParityReport

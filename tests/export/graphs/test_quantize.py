@@ -14,9 +14,10 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, numpy_helper
 
 from mgvq_export.cli import main
+from mgvq_export.core.budgets import Budgets
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import BackendError, BundleError, InputError
-from mgvq_export.core.precision_plan import LARGEST, Budgets, MadeFor, NodePlan, PrecisionPlan
+from mgvq_export.core.precision_plan import LARGEST, MadeFor, NodePlan, PrecisionPlan
 from mgvq_export.core.spec import TRUNKS, Part
 from mgvq_export.export.bundles import export_bundle
 from mgvq_export.export.engines.graphs import engine_graph

@@ -53,7 +53,7 @@ def flops_by_node(path: Path, shapes: Mapping[str, Shape]) -> dict[str, int]:
 
     model = onnx.load(path, load_external_data=False)
     _set_shapes(model, shapes, path)
-    known = _infer(model)
+    known = infer_shapes(model)
     found = {}
     for node in model.graph.node:
         kind = (node.domain, node.op_type)
@@ -61,9 +61,18 @@ def flops_by_node(path: Path, shapes: Mapping[str, Shape]) -> dict[str, int]:
             raise InputError(
                 f"{path.name}: operations of {node.op_type} are not counted; give a graph of convolutions and MatMul"
             )
-        if kind in _COUNTS:
-            found[node.name] = _COUNTS[kind](node, known)
+        if operations := node_flops(node, known):
+            found[node.name] = operations
     return found
+
+
+def node_flops(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
+    """Operations of one node, 0 for those that are not counted; ``shapes`` of all values and weights by name.
+
+    Raises :class:`InputError` when a shape that is needed is not known.
+    """
+    count = _COUNTS.get((node.domain, node.op_type))
+    return 0 if count is None else count(node, shapes)
 
 
 def _set_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape], path: Path) -> None:
@@ -81,8 +90,8 @@ def _set_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape], path: Path)
             dim.dim_value = size
 
 
-def _infer(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Shapes of all values, by name."""
+def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Shapes of all values and weights by name, where the shapes of the inputs, given in ``model``, decide them; ``model`` is changed."""
     import onnx
 
     del model.graph.value_info[:]

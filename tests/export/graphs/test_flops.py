@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mgvq_export.bench.flops import flops_by_node, graph_flops
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.spec import Part
+from mgvq_export.export.graphs.flops import flops_by_node, graph_flops
 
 
 def write_graph(path: Path, nodes, inputs, weights) -> Path:
