@@ -16,7 +16,19 @@ from mgvq_export.core.tables import Table
     ALLOW_HOST_CODE,
 )
 def inspect(target: str, trust: bool, allow_host_code: bool, as_json: bool) -> None:
-    """Say what TARGET is and holds: a checkpoint, bundle, token file, ONNX graph, TensorRT engine or precision plan."""
+    """Describe TARGET, any file that mgvq-export reads or writes: what it is, what it holds, whether it runs here.
+
+    \b
+    Folder or checkpoint:
+      bundle                 precisions, graphs, engines; all files are checked against their hashes
+      checkpoint             a file, a name that "mgvq-export models" lists, or hf://owner/repo/file
+    Files by suffix:
+      .safetensors .npz      token file
+      .onnx                  graph: inputs, outputs, operators
+      .engine .plan .trt     TensorRT engine: its entry in the bundle, and its layers where it can be loaded
+      .json                  precision plan, bench results, calibration ranges, bundle manifest,
+                             evaluation results, verification report or calibration report
+    """
     from mgvq_export.inspection.describe import describe
 
     facts = describe(target, trust=trust, allow_host_code=allow_host_code)

@@ -60,10 +60,10 @@ def describe(target: str, *, trust: bool = False, allow_host_code: bool = False)
         from mgvq_export.inspection.documents import describe_document
 
         return describe_document(path)
-    if suffix == ".npz" or (suffix == ".safetensors" and path.is_file()):
+    if suffix in (".npz", ".npy") or (suffix == ".safetensors" and path.is_file()):
         from mgvq_export.inspection.tokens import describe_tokens, is_token_file
 
-        if suffix == ".npz" or is_token_file(path):
+        if suffix != ".safetensors" or is_token_file(path):
             return describe_tokens(path)
     from mgvq_export.inspection.checkpoint import describe_checkpoint
 

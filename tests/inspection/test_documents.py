@@ -5,11 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import mgvq_export
+from mgvq_export.commands.inspect import inspect
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.precision_plan import NodePlan, PrecisionPlan
+from mgvq_export.inspection import documents
 from mgvq_export.inspection.describe import describe
 from mgvq_export.tests.support import fuzz
 
@@ -44,6 +47,18 @@ def test_every_document_is_described(kind: str, tmp_path: Path) -> None:
     assert found.values["kind"] == kind
     assert found.tables[0].rows
     json.dumps(found.values, allow_nan=False)
+
+
+def test_the_help_names_every_document() -> None:
+    text = " ".join((inspect.help or "").split())
+    assert all(document.name in text for document in documents.DOCUMENTS)
+    assert all(suffix in text for suffix in (".onnx", ".engine", ".plan", ".trt", ".safetensors", ".npz", ".json"))
+
+
+def test_bare_codes_are_named_as_what_they_are(tmp_path: Path) -> None:
+    np.save(tmp_path / "codes.npy", np.zeros((4, 2, 2), np.uint16))
+    with pytest.raises(InputError, match="bare codes without their model"):
+        describe(str(tmp_path / "codes.npy"))
 
 
 def test_a_manifest_is_its_bundle(tiny_bundle) -> None:
