@@ -1,4 +1,4 @@
-"""``mgvq-export bench compare``: two results of the same bench, what became slower or larger beyond the noise."""
+"""``mgvq-export bench compare``: what became slower or larger, beyond noise, between two results of the same bench."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LARGER, SMALLER = "LARGER", "smaller"
 THRESHOLD = 0.1
 
 _PEAK = "peak memory"
-_FILES = ("read", "save", "load", "write")  # they hang on the disk; what they add up to is judged with the rest
+_FILES = ("read", "save", "load", "write")  # they depend on the disk; their sum with the other stages is judged
 _RESOLUTION = 1e-7  # seconds: files hold seven decimals
-_FEWEST_ROUNDS = 5  # of fewer an interval says nothing
+_FEWEST_ROUNDS = 5  # with fewer, an interval is meaningless
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Change:
         group, name: the entry.
         stage: what was timed, ``file to file`` for all of them together, or ``peak memory``.
         before, after: medians in seconds, or bytes.
-        ratio: after / before; for memory without a spread.
-        verdict: what became of it.
-        judged: whether it counts; parts of stages, files alone and the matrix product are shown only.
+        ratio: after / before; for memory without an interval.
+        verdict: slower, faster, larger, smaller or the same.
+        judged: whether it can be a regression; parts of stages, files alone and the matrix product are only shown.
     """
 
     group: str
@@ -48,7 +48,7 @@ class Change:
 
     @property
     def regressed(self) -> bool:
-        """Whether it counts and became slower or larger."""
+        """Whether it is judged and became slower or larger."""
         return self.judged and self.verdict in (SLOWER, LARGER)
 
 
@@ -76,7 +76,7 @@ class Comparison:
         return Table(("", "", "before", "after", "after / before (95 %)", ""), rows, identifiers=2)
 
     def remarks(self) -> list[str]:
-        """What differs between the two results, which entries only one of them has, and how many figures changed."""
+        """Differences between the two runs, entries that only one of them has, and how many figures changed."""
         judged = [change for change in self.changes if change.judged]
         worse = sum(change.regressed for change in judged)
         better = sum(change.verdict in (FASTER, SMALLER) for change in judged)
@@ -118,8 +118,8 @@ def compare(before: Results, after: Results, *, threshold: float = THRESHOLD, fo
     """What changed from ``before`` to ``after``.
 
     A time is a regression when its median grew by more than ``threshold`` (0.1: by a tenth) and the whole 95 % interval of the
-    ratio lies above 1; memory when it grew by more than ``threshold``. Judged are encoding, decoding, the way from file to file
-    and the peak memory. The interval knows the noise within each run, not what differs between the runs; the line of the
+    ratio lies above 1; memory when it grew by more than ``threshold``. Judged are encoding, decoding, the time from file to
+    file and the peak memory. The interval covers the noise within each run, not differences between the runs; the line of the
     matrix product shows how much the machine itself changed.
 
     Args:
@@ -166,7 +166,7 @@ def _differences(before: Results, after: Results) -> list[str]:
         "model",
         "checkpoint_sha256",
         "codebook_sha256",
-    )  # not the graphs: a new export of one network is what one compares
+    )  # not the graphs: comparing a new export of the same network is the purpose
     bundles: list[Mapping[str, object]] = [results.bundle or {} for results in (before, after)]
     for name in identity:
         a, b = (str(bundle.get(name))[:12] for bundle in bundles)
@@ -199,7 +199,7 @@ def _changes(old: Entry, new: Entry, threshold: float) -> list[Change]:
 
 
 def _time(old: Entry, new: Entry, stage: str, before: list[float], after: list[float], threshold: float, judged: bool) -> Change:
-    # Parts of stages are differences of times, which may round to nothing.
+    # Parts of stages are differences of times, which may round to zero.
     ratio = unpaired_ratio(after, [max(seconds, _RESOLUTION) for seconds in before])
     verdict = SAME
     if ratio.value > 1 + threshold and ratio.low > 1:

@@ -1,4 +1,4 @@
-"""``mgvq-export bench``: a bundle's tokenizers and their peers, in turns; stages, files, memory and operations."""
+"""``mgvq-export bench``: measures a bundle's tokenizers and their peers in turns: stages, files, memory, operations."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ DEFAULT_SIZE = (1024, 1024)
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure: every combination of backend, precision and tiling, at every size, and the peers beside them.
+    """What to measure: every combination of backend, precision and tiling at every size, and the peers.
 
     Attributes:
-        sizes: (height, width) each; a photo is mirrored out to it. Not used when ``image`` is given.
-        image: a picture to take as it is.
+        sizes: (height, width) each; a photo is extended to it by mirroring. Not used when ``image`` is given.
+        image: an image to measure at its own size.
         backends: as in ``Tokenizer.open``.
         precisions: fp32 if the bundle has it, else what it has, when empty.
         tilings, tile, memory_limit, threads: as in ``Tokenizer.open``.
         against: names of :data:`~mgvq_export.bench.peers.PEERS`.
         repeat: timed passes of each.
-        checkpoint: for the torch peers, when it is no longer where the bundle was exported from.
+        checkpoint: for the torch peers, when it is no longer at the path that the bundle was exported from.
     """
 
     sizes: tuple[Size, ...] = (DEFAULT_SIZE,)
@@ -84,9 +84,9 @@ def bench(
     *,
     progress: Progress = lambda name, done: None,
 ) -> Results:
-    """Measure ``bundle``: resolve the cases, then for each size load them all, each in its process, and let them take turns.
+    """Measure ``bundle``: for each size, load all cases and peers, each in its own process, and time them in turns.
 
-    The first case of a size is what the others and the peers are compared with; a matrix product takes its turn too.
+    The others and the peers are compared with the first case of a size; a matrix product is timed in turn too.
 
     Args:
         progress: called with a name and the number of passes done, of :func:`passes`.
@@ -129,7 +129,7 @@ def passes(options: BenchOptions) -> int:
 def _cases(bundle: Bundle, options: BenchOptions) -> list[Case]:
     cases = []
     for backend, precision, tiling in itertools.product(options.backends, options.precisions or (None,), options.tilings):
-        # Opened once here, where nothing is loaded yet: what is wrong with the options is said at once.
+        # Opened once before anything is loaded, so that wrong options are reported at once.
         with Tokenizer.open(bundle, **_choices(options, backend, precision, tiling)) as tokenizer:
             cases.append(Case(tokenizer.backend, tokenizer.precision, tiling))
     return list(dict.fromkeys(cases))
@@ -167,7 +167,7 @@ def _settings(options: BenchOptions) -> Settings:
 
 
 def _picture(size: Size, folder: Path) -> Path:
-    """A photo mirrored at its edges until it has ``size``, as a JPEG: detail of one kind at every size."""
+    """A photo mirrored at its edges to ``size``, as a JPEG file: similar detail at every size."""
     photo = read_image(SAMPLES / "coffee.jpg")
     missing = [max(0, want - have) for want, have in zip(size, photo.shape[:2], strict=True)]
     whole = np.pad(photo, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
@@ -191,11 +191,13 @@ def _baselines(bundle: Bundle, options: BenchOptions, cases: Sequence[Case], ima
 class TokenizerJob:
     """One pass: image file to token file to image file, by stages.
 
-    The plans are made once: their making is no part of a pass, and the passes are then alike.
+    The plans are made once, so that all passes are alike; making them is not timed.
     """
 
     def __init__(self, bundle: Path, choices: OpenOptions, image: Path, folder: Path):
-        self._sessions: TimedSessions | None = None  # of backends that do not run graph by graph the whole is timed
+        self._sessions: TimedSessions | None = (
+            None  # None for backends that do not run graph by graph: only whole stages are timed
+        )
         self._tokenizer = Tokenizer.open(bundle, **choices, instrument=self._time)
         self._image = image
         # Named after this object: several jobs write to one folder.
@@ -209,13 +211,13 @@ class TokenizerJob:
         return self._sessions
 
     def warm_up(self) -> None:
-        """Load, compile and start threads on a small input: no part of a pass."""
+        """Load, compile and start threads on a small input; not timed."""
         size = read_image(self._image).shape[:2]
         side = 4 * self._tokenizer.spec.downsample
         small = (side, side) if self._sessions else size  # engines may be built for one size only
-        self._plan(size)  # a limit too small is then said of this size
+        self._plan(size)  # a limit that is too small is then reported for this size
         self._tokenizer.decode(self._tokenizer.encode(np.zeros((*small, 3), np.uint8)))
-        self._plan(size)  # for the memory that is held now
+        self._plan(size)  # again, for the memory in use now
 
     def _plan(self, size: Size) -> None:
         self._encode_plan, self._decode_plan = self._tokenizer.encode_plan(*size), self._tokenizer.decode_plan(*size)
@@ -241,7 +243,7 @@ class TokenizerJob:
         return laps.seconds | encode | decode
 
     def _parts(self, direction: str, whole: float) -> dict[str, float]:
-        """Seconds of the graphs, and of what lies between them: padding, conversion, windows."""
+        """Seconds of the graphs, and of the work between them: padding, conversion, windows."""
         if self._sessions is None:
             return {}
         parts = {f"{direction}/{part}": seconds for part, seconds in self._sessions.seconds.items()}

@@ -1,4 +1,4 @@
-"""Other ways to run the same network, to be measured beside a tokenizer: each takes uint8 [H, W, 3] to codes and back."""
+"""Peers: other ways to run the same network, measured beside a tokenizer. Each turns uint8 [H, W, 3] into codes and back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Inputs by name and the names of outputs -> those outputs.
 RunGraph = Callable[[dict[str, np.ndarray], list[str]], list[np.ndarray]]
 
-#: Name -> what it is.
+#: Name -> description.
 PEERS = {
     "torch": "the PyTorch network, eager",
     "torch-channels-last": "the PyTorch network, eager, channels last in memory",
@@ -44,7 +44,7 @@ CEILING_SIDE = 3072
 
 @dataclass(frozen=True)
 class PeerOptions:
-    """What a peer needs to know; arrays and graphs are loaded in its own process."""
+    """Options of a peer; arrays and graphs are loaded in its own process."""
 
     bundle: Path
     image: Path
@@ -90,7 +90,7 @@ class PeerJob:
         self._codes = np.empty(0, np.int32)
 
     def warm_up(self) -> None:
-        """Load, compile and start threads on a small input: no part of a pass."""
+        """Load, compile and start threads on a small input; not timed."""
         image = self._image if self._network.warm_up_whole else self._small
         self._network.decode(self._network.encode(image))
 
@@ -130,7 +130,7 @@ class _TorchNetwork:
         self._layout = torch.channels_last if name == "torch-channels-last" else torch.contiguous_format
         self.facts: EntryFacts = {"device": self._device, "precision": _PRECISIONS[str(self._dtype)]}
         network = reference.network.requires_grad_(False).to(self._device, self._dtype)
-        network = network.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's types know it for tensors only
+        network = network.to(memory_format=self._layout)  # type: ignore[call-overload]  # torch's types have it for tensors only
         self.warm_up_whole = name == "torch-compile"  # it compiles for one size
         self._encode, self._decode = network.encode, network.decode
         if name == "torch-compile":
@@ -235,7 +235,7 @@ def _plain_session(path: Path, options: PeerOptions) -> RunGraph:
 
 
 def _ort_backend(backend: str) -> str:
-    return "ort-cpu" if backend in ON_HOST else "ort-cuda"  # beside any other backend of the GPU, ONNX Runtime's
+    return "ort-cpu" if backend in ON_HOST else "ort-cuda"  # for any other GPU backend, ONNX Runtime's
 
 
 def on_cuda(backend: str) -> bool:
@@ -248,7 +248,7 @@ def on_cuda(backend: str) -> bool:
 
 
 class CeilingJob:
-    """The machine's own ceiling: one square matrix product, with numpy on the CPU, with torch on a GPU."""
+    """The ceiling of the machine: one square matrix product, with numpy on the CPU, with torch on a GPU."""
 
     def __init__(self, backend: str, precision: str, side: int):
         self._side = side
@@ -274,7 +274,7 @@ class CeilingJob:
         self._multiply = multiply
 
     def warm_up(self) -> None:
-        """Load, compile and start threads on a small input: no part of a pass."""
+        """Load, compile and start threads on a small input; not timed."""
         self._multiply()
 
     def run(self) -> dict[str, float]:

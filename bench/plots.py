@@ -40,7 +40,7 @@ def check_plot(path: PathLike) -> None:
 
 
 def new_figure(width: float, height: float, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    """A figure of inches, and its axes [rows, columns]; without touching matplotlib's global state."""
+    """A figure, its size in inches, and its axes [rows, columns]; matplotlib's global state is not used."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -48,7 +48,7 @@ def new_figure(width: float, height: float, rows: int, columns: int) -> tuple[Fi
 
 
 def save_figure(figure: Figure, path: PathLike) -> None:
-    """Write ``figure``, whole or not at all. Raises :class:`InputError` when it cannot be written."""
+    """Write ``figure``, atomically. Raises :class:`InputError` when it cannot be written."""
     data = io.BytesIO()
     figure.savefig(data, format=Path(path).suffix[1:].lower(), dpi=130)
     atomic_write_bytes(path, data.getvalue())
@@ -99,7 +99,7 @@ def _draw_bars(axis: Axes, entries: Sequence[Entry], colours: dict[str, str]) ->
 
 
 def _bars(entry: Entry) -> list[tuple[str, float]]:
-    """(stage, median in milliseconds), parts in place of what they make up."""
+    """(stage, median in milliseconds), with the parts of a stage in place of the stage."""
     stages = ordered_stages(entry)
     whole = {name.partition("/")[0] for name in stages if "/" in name}
     return [(stage, 1000 * float(np.median(entry.samples[stage]))) for stage in stages if stage not in whole]

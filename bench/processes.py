@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mgvq_export.bench.record import EntryFacts
 
-#: ONNX Runtime's threads keep looking for work for some 20 ms after a run; the next baseline waits until they sleep.
+#: ONNX Runtime's threads spin for some 20 ms after a run; the next baseline waits until they sleep.
 SETTLE_SECONDS = 0.05
 
 # Module -> what to install for it, where the names differ.
@@ -47,10 +47,10 @@ class Outcome(TypedDict, total=False):
 
 
 class Job(Protocol):
-    """What a baseline does, in its own process."""
+    """The work of a baseline, in its own process."""
 
     def warm_up(self) -> None:
-        """Load libraries, compile, start threads: what is no part of a pass."""
+        """Load libraries, compile, start threads; not timed."""
 
     def run(self) -> dict[str, float]:
         """One pass: seconds by stage."""
@@ -63,7 +63,7 @@ class Job(Protocol):
 class Baseline:
     """A name, and a function of some module with arguments that can be pickled, which makes the :class:`Job`.
 
-    ``optional``: when it cannot run, the reason is a result; otherwise it is an error.
+    ``optional``: when it cannot run, the reason is recorded; otherwise it is raised as an error.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Baseline:
 
 @dataclass
 class Measured:
-    """What was found of one baseline.
+    """The measurements of one baseline.
 
     Attributes:
         samples: stage -> seconds of every round.
@@ -101,7 +101,7 @@ def measure(
     """Load each baseline, run it once for its memory, then ``rounds`` times in turns.
 
     Args:
-        threads: told to the libraries that read it from the environment; all cores when None.
+        threads: set in the environment for libraries that read it there; all cores when None.
         progress: called with the name and the number of passes done, of ``len(baselines) * (rounds + 1)``.
 
     Raises :class:`BackendError` when a baseline that is not optional fails, with its reason.
@@ -157,7 +157,7 @@ class _Child:
 
 @contextlib.contextmanager
 def _start(baseline: Baseline, threads: int | None) -> Iterator[_Child]:
-    # Not multiprocessing: what it spawns imports from the working folder before anything can be said against it.
+    # Not multiprocessing: its children import from the working folder, which cannot be prevented.
     command = python_command(__name__, function="serve")
     environment = os.environ | (dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads is not None else {})
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
@@ -178,7 +178,7 @@ def _start(baseline: Baseline, threads: int | None) -> Iterator[_Child]:
 
 
 def _importable(build: Callable[..., Job]) -> tuple[str, str]:
-    """Module and name under which a child finds ``build``; a program started with ``-m`` knows its own module as __main__."""
+    """Module and name under which a child finds ``build``; in a program started with ``-m`` its own module is called __main__."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     module = spec.name if build.__module__ == "__main__" and spec else build.__module__
     return module, build.__qualname__
@@ -190,10 +190,10 @@ def _send(stream: IO[bytes], message: object) -> None:
 
 
 def serve() -> None:
-    """What a child process does: build, warm up, one pass for the memory, then a pass per request until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the children
+    """Runs in a child process: build, warm up, one pass for the memory, then a pass per request until the parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too and ends the children
     with os.fdopen(os.dup(0), "rb") as requests, os.fdopen(os.dup(1), "wb") as answers:
-        os.dup2(2, 1)  # what libraries print must not get between the answers
+        os.dup2(2, 1)  # output of libraries must not mix with the answers
         with contextlib.suppress(EOFError, BrokenPipeError):
             try:
                 (module, name), arguments = pickle.load(requests)

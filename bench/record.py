@@ -1,6 +1,6 @@
-"""What a bench run leaves behind: raw samples, and what they were taken of and on, as one JSON document.
+"""The results of a bench run as one JSON document: raw samples, what was measured, and on which machine.
 
-docs/performance.md describes the document. Percentiles and ratios are computed from the samples whenever they are shown.
+docs/performance.md describes the document. Percentiles and ratios are computed from the samples when they are shown.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Memory(TypedDict, total=False):
 
 
 class EntryFacts(TypedDict, total=False):
-    """What else is known of an entry.
+    """Further facts about an entry.
 
-    ``flop`` maps stages to operations of one pass, ``no_flop`` says why there are none; ``differ`` of ``codes`` are not those of the
-    first entry, with ``margin`` the largest margin of one; ``what`` names the matrix product of the ceiling. The others say what was run.
+    ``flop`` maps stages to operations of one pass, ``no_flop`` is the reason why there are none; ``differ`` of ``codes`` are not those of the
+    first entry, with ``margin`` the largest margin of one; ``what`` names the matrix product of the ceiling. The others describe what was run.
     """
 
     backend: Text
@@ -105,7 +105,7 @@ class BundleIdentity(TypedDict):
 
 @dataclass
 class Entry:
-    """One measured entry of a group; the first entry of a group is what the others of it are compared with.
+    """One measured entry of a group; the others of a group are compared with its first entry.
 
     Attributes:
         name: unique in its group, e.g. ``ort-cpu fp32 auto`` or ``torch``.
@@ -147,7 +147,7 @@ class Entry:
         return all(stage in self.samples for stage in stages)
 
     def contradiction(self) -> str:
-        """What in the entry contradicts itself, in a few words; empty when nothing does."""
+        """How the entry contradicts itself; empty when it does not."""
         for text in (self.name, self.group, *self.samples):
             if not text.isprintable():
                 return f"the name {shown(text)} holds control characters"
@@ -186,7 +186,7 @@ class Results:
         return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
 
     def save(self, path: PathLike) -> None:
-        """Write the document to ``path``, whole or not at all. Raises :class:`InputError` when that cannot be done."""
+        """Write the document to ``path``, atomically. Raises :class:`InputError` when that cannot be done."""
         text = json.dumps(_rounded(self.to_dict()), indent=1)
         text = _NUMBER_LIST.sub(lambda found: f"[{' '.join(found[1].split())}]", text)  # one line per list of samples
         atomic_write_bytes(path, (text + "\n").encode())
@@ -221,7 +221,7 @@ class Results:
 
 @dataclass(frozen=True)
 class _Document:
-    """:class:`Results` as a file has it: no value is filled in from the machine that reads it."""
+    """:class:`Results` as a file has it: missing values are not filled in from the machine that reads it."""
 
     kind: Name
     entries: Annotated[list[Entry], Meta(max_length=1000)]
@@ -240,7 +240,7 @@ def _source(path: PathLike) -> JsonSource:
 
 
 def _rounded(value: object) -> object:
-    """Floats to a tenth of a microsecond: more digits say nothing about a time."""
+    """Floats rounded to a tenth of a microsecond; further digits of a time are noise."""
     if isinstance(value, float):
         return round(value, 7)
     if isinstance(value, dict):
@@ -271,7 +271,7 @@ def _processor() -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
+    """Versions of the packages that the figures depend on."""
     versions = {name: package_version(name) for name in _PACKAGES}
     return {"python": platform.python_version()} | {name: found for name, found in versions.items() if found is not None}
 

@@ -1,4 +1,4 @@
-"""Times the graphs inside an encode or decode: sessions that keep their own time, around those of any backend."""
+"""Times the graphs inside an encode or decode: wraps the sessions of any backend."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of one run: input name, size
 class TimedSessions:
     """The sessions of a tokenizer, timed by part.
 
-    A session's ``run`` takes and gives host arrays, so a GPU has finished when it returns: no more is needed to time one.
+    A session's ``run`` takes and gives host arrays, so a GPU has finished when it returns.
 
     Attributes:
         seconds: part -> seconds of its runs since :meth:`reset`; windows add up.
@@ -30,7 +30,7 @@ class TimedSessions:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was recorded."""
+        """Clear what was recorded."""
         self.seconds: dict[str, float] = {}
         self.runs: dict[tuple[str, Shapes], int] = {}
 
@@ -44,12 +44,12 @@ class TimedSessions:
         self._sessions.rest(part)
 
     def drop(self, part: Part) -> None:
-        """Forget a loaded graph."""
+        """Drop a loaded graph."""
         self._timed.pop(part, None)
         self._sessions.drop(part)
 
     def close(self) -> None:
-        """Forget all loaded graphs."""
+        """Drop all loaded graphs."""
         self._timed.clear()
         self._sessions.close()
 
@@ -95,7 +95,7 @@ class _NoSessions:
 
 
 def overhead(runs: int = 2000, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Median seconds that timing one run of a graph takes: a run of sessions that do nothing, seen from outside."""
+    """Median seconds that timing one run of a graph takes: measured as a run of sessions that do nothing."""
     sessions = TimedSessions(_NoSessions(), clock)
     feeds = {"features": np.zeros((1, 1, 1, 1), np.float32)}
     samples = []

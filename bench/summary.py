@@ -1,4 +1,4 @@
-"""Bench results as people read them: tables of text."""
+"""Bench results as tables of text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMPUTE = ("encode", "decode")
 
 
 def heading(results: Results) -> str:
-    """What was measured, on what, against which ceiling, and what measuring costs: one line."""
+    """What was measured, the machine, its ceiling, and the cost of timing: one line."""
     machine = results.machine
     what = results.bundle["model"] if results.bundle else results.kind
     text = f"{what} on {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB"

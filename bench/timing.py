@@ -1,4 +1,4 @@
-"""Taking turns, and what the samples say: percentiles, paired ratios with their spread, power laws. Numpy only."""
+"""Timing in turns, and statistics of the samples: percentiles, paired ratios with intervals, power laws. Numpy only."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def take_turns(
     settle: Callable[[], object] = lambda: None,
     progress: Callable[[str, int], None] = lambda name, done: None,
 ) -> dict[str, list[T]]:
-    """What each of ``turns`` gave, ``rounds`` times: A B A B, never A A B B, so that a drift of the machine meets all alike.
+    """The results of each of ``turns``, ``rounds`` times, in the order A B A B, so that a drift of the machine affects all alike.
 
     Args:
-        settle: called before every turn, to let the machine come to rest.
+        settle: called before every turn, such as to wait until threads sleep.
         progress: called with the name and the number of turns done before each turn.
     """
     found: dict[str, list[T]] = {name: [] for name in turns}
@@ -75,7 +75,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of times and its spread.
+    """A ratio of times and its interval.
 
     Attributes:
         value: median of the ratios (:func:`paired_ratio`) or ratio of the medians (:func:`unpaired_ratio`).
@@ -91,7 +91,7 @@ class Ratio:
 
 
 def paired_ratio(samples: Sequence[float], reference: Sequence[float]) -> Ratio:
-    """``samples / reference``, round by round: what disturbed a whole round cancels.
+    """``samples / reference``, round by round, so that a disturbance of a whole round cancels.
 
     Raises :class:`InputError` when the two are empty or of different length.
     """
@@ -131,7 +131,7 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 class PowerLaw:
     """``y = factor * x ** exponent``, fitted to logarithms by least squares.
 
-    ``standard_error`` is the exponent's; not a number from two points, through which every line runs.
+    ``standard_error`` is that of the exponent; NaN for two points, which any line fits.
     """
 
     exponent: float

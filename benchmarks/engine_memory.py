@@ -2,7 +2,7 @@
 
     python -m mgvq_export.benchmarks.engine_memory [--variant NAME]... [--size WxH] [--precision fp16]... [-o FILE]
 
-Each variant is exported with synthetic weights, which have no say in it, to a temporary folder (up to 1.3 GB), and its engines are built
+Each variant is exported with synthetic weights, which do not change it, to a temporary folder (up to 1.3 GB), and its engines are built
 for one image. Prints a Markdown table: per part, activation memory in GB (10^9 bytes). The weights' memory comes on top: the file's size.
 """
 

@@ -2,11 +2,11 @@
 
     pip install --no-deps -e .                             # if the package is not installed yet
     python benchmarks/gpu_acceptance.py [--json results.json] [--section kernel]...
-    python benchmarks/gpu_acceptance.py --dry-run              the same code on the CPU, tiny: nothing it prints is a figure
+    python benchmarks/gpu_acceptance.py --dry-run              the same code on the CPU, tiny: its figures are meaningless
 
 A section is a function in ``mgvq_export.benchmarks.gpu`` that yields rows. One that finds at its start that it cannot run here (TensorRT is not
-installed, say) is listed with the reason; one that breaks off later counts as failed, whatever the reason, and the next ones run all
-the same. Under MGVQ_REQUIRE_GPU=1 sections that need no more than a GPU and PyTorch must run.
+installed, say) is listed with the reason; one that stops later counts as failed, whatever the reason, and the next ones still
+run. Under MGVQ_REQUIRE_GPU=1 sections that need no more than a GPU and PyTorch must run.
 """
 
 import argparse
@@ -34,7 +34,7 @@ REQUIRED = ("kernel", "argmin", "network", "peers")
 
 
 def run_section(name: str, options: Any) -> Iterator[Any]:
-    """The section's rows. One that cannot run, or breaks off, ends with a row that says so."""
+    """The section's rows. One that cannot run, or stops, ends with a row that has the reason."""
     from mgvq_export.benchmarks.gpu.report import CannotRun, Row
 
     module, function = SECTIONS[name].split(":")
@@ -43,7 +43,7 @@ def run_section(name: str, options: Any) -> Iterator[Any]:
     except CannotRun as error:
         required = name in REQUIRED and os.environ.get("MGVQ_REQUIRE_GPU") == "1"
         yield Row("cannot run here", str(error), ok=False if required else None)
-    except Exception as error:  # the other sections run all the same
+    except Exception as error:  # the other sections still run
         traceback.print_exc()
         yield Row("broke off", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", ok=False)
 
@@ -86,7 +86,7 @@ def main() -> int:
             for row in run_section(name, options):
                 print(f"{name:<12} {row}", flush=True)
                 document["rows"].append({"section": name, **dataclasses.asdict(row)})
-                if arguments.json:  # now: TensorRT's section may take an hour, and be interrupted
+                if arguments.json:  # printed at once: TensorRT's section may take an hour, and be interrupted
                     atomic_write_bytes(arguments.json, (json.dumps(document, indent=1) + "\n").encode())
     failed = sum(row["ok"] is False for row in document["rows"])
     print(f"{len(document['rows'])} rows, {failed} failed")

@@ -2,7 +2,7 @@
 
     python -m mgvq_export.benchmarks.quantizer [--size NAME]... [--baseline NAME]... [--repeat 5] [--all] [-o FILE]
 
-Every baseline runs in a process of its own on the same seeded latents, so that its peak memory is its own. The baselines are then timed in
+Every baseline runs in a process of its own on the same seeded latents, so that its peak memory is measured alone. The baselines are then timed in
 turns (one call of each, over and over); a baseline whose package is missing is listed as missing. Peers search the same unit rows:
 for unit vectors the nearest row is the one with the largest inner product. ``mgvq-export bench compare`` compares two such files.
 """
@@ -65,7 +65,7 @@ def _fused_direct(latent: np.ndarray, codebook: np.ndarray) -> Callable[[], np.n
 
 
 def _by_group(latent: np.ndarray, codebook: np.ndarray, search: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
-    """Codes from ``search(group, unit vectors [h*w, d]) -> [h*w]``; the peers' common frame."""
+    """Codes from ``search(group, unit vectors [h*w, d]) -> [h*w]``; shared by the peers."""
     groups, _, dim = codebook.shape
     vectors = latent.reshape(groups, dim, -1).transpose(0, 2, 1)
     vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -133,7 +133,7 @@ class SearchJob:
 
     def warm_up(self) -> None:
         """Load, compile and start threads on a small input: no part of a pass."""
-        # A corner of the latents: imports, compilation and thread pools are not the run's memory.
+        # A corner of the latents: imports, compilation and thread pools are not counted in the memory of the run.
         self._prepare(np.ascontiguousarray(self._latent[:, :, :1, :8]), self._codebook)()
         self._search = self._prepare(self._latent, self._codebook)
 

@@ -3,8 +3,8 @@
     python -m mgvq_export.benchmarks.serving BUNDLE [--side 256] [--rounds 15] [--requests 10000] [-o FILE]
 
 The server is the one of the tests (the wheel nvidia-pytriton, CPU), with the repository that ``publish`` writes. Direct calls are
-:class:`Tokenizer`'s in this process, with the same backend and threads. Both take turns, round by round, so that other work on the machine meets
-both; what is reported is medians over the rounds, their ratio, and the ratio of the processor time of all processes. Every answer's codes are compared with those of direct calls.
+:class:`Tokenizer`'s in this process, with the same backend and threads. Both take turns, round by round, so that other work on the machine affects
+both; reported are medians over the rounds, their ratio, and the ratio of the processor time of all processes. Every answer's codes are compared with those of direct calls.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figures of exact tiling: equality, tiling overhead, memory, and what blending costs instead.
+"""Figures of exact tiling: equality, tiling overhead, memory, and the errors of blending.
 
     python -m mgvq_export.benchmarks.tiling exact BUNDLE        codes and pixels against the untiled run, at several sizes
     python -m mgvq_export.benchmarks.tiling tax BUNDLE          tiling overhead predicted and measured, one cut and two
@@ -97,7 +97,7 @@ def fixed_plan(bundle: Bundle, parts: tuple[Part, ...], size: tuple[int, int], t
 def tax(bundle: Bundle, size: tuple[int, int], measured: bool) -> None:
     """Work tiled over work untiled, for windows of 512, 1024 and 2048; measured as processor time of one thread.
 
-    What the head and the quantizer take is left out: the trunk runs in windows, they do not.
+    Head and quantizer are left out: only the trunk runs in windows.
     """
     height, width = size
     print(f"{bundle.spec.name}, image {width}x{height}\n")
@@ -120,7 +120,7 @@ def tax(bundle: Bundle, size: tuple[int, int], measured: bool) -> None:
 
 
 def _trunk(tokenizer: Tokenizer, direction: str, size: tuple[int, int]) -> Callable[[TrunkPlan], float]:
-    """Runs the trunk of one direction by a plan and gives the processor time it took, the least of two runs."""
+    """Runs the trunk of one direction by a plan and returns its processor time, the least of two runs."""
     spec, pipeline = tokenizer.spec, tokenizer.implementation
     assert isinstance(pipeline, HostBackend)  # opened for the CPU
     image = texture(*size)
@@ -150,7 +150,7 @@ def print_peak() -> None:
 
 
 def peak(path: str, height: int, width: int, limit: str) -> None:
-    """Encode and decode once under ``limit``; print what was predicted and what the process reached, in MiB."""
+    """Encode and decode once under ``limit``; print predicted and measured peak memory, in MiB."""
     image = texture(height, width)
     tokens = None
     for direction in ("encode", "decode"):
@@ -189,7 +189,7 @@ def memory(bundle: Bundle, cases: list[tuple[int, int]], limits: list[str]) -> N
 
 
 def blend(bundle: Bundle, paths: list[str], tile: int) -> None:
-    """Share of codes that blending changes, the PSNR it loses, and the seams it leaves."""
+    """Share of codes that blending changes, the PSNR it loses, and the errors at its seams."""
     print("| image | mode | plan | codes changed | PSNR dB | seams |\n|---|---|---|---|---|---|")
     for path in paths:
         image = read_image(path)

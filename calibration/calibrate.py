@@ -1,4 +1,4 @@
-"""From images to a precision plan: ranges, the plan, and everything measured again on other images."""
+"""From images to a precision plan: ranges, the plan, and its effect measured again on other images."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def calibrate(
 ) -> Calibration:
     """The precision plan of ``options`` for the network that ``bundle`` was exported from.
 
-    Ranges on all windows; nodes that float16 is not safe for; 8-bit candidates, scales and search; the whole plan measured, and
-    cut back while it misses the budgets; measured again on the held-out images.
+    Collects ranges on all windows; finds nodes that need float32; chooses 8-bit candidates and scales by search; measures the
+    whole plan, and removes candidates while it misses the budgets; measures it on the held-out images.
 
     Args:
         images: files and folders.
@@ -50,7 +50,7 @@ def calibrate(
         report_dir: folder for the state of an interrupted run, which is continued; nothing is kept when None.
 
     Raises:
-        InputError: images that cannot be used, or budgets that no plan meets (with the best there is).
+        InputError: images that cannot be used, or budgets that no plan meets; the message has the best plan found.
         BundleError: no network for the bundle.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -110,7 +110,7 @@ def calibrate(
 
 
 def held_out_images(paths: Sequence[PathLike], crops: Crops, multiple: int) -> list[tuple[str, np.ndarray, str]]:
-    """Name, pixels and SHA-256 of the held-out images: of large ones the middle, and sides cut to multiples of ``multiple``.
+    """Name, pixels and SHA-256 of the held-out images: of large ones the centre; sides cropped to multiples of ``multiple``.
 
     Raises :class:`InputError` when one of them is among the calibration images, or too small.
     """

@@ -1,4 +1,4 @@
-"""What can run in 8 bits, with which scales: convolutions by the value they read, and the skip branches of residual sums."""
+"""Candidates for 8 bits and their scales: convolutions, grouped by the value they read, and skip branches of residual sums."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mgvq_export.core.errors import InputError
 from mgvq_export.core.precision_plan import NodePlan, PrecisionPlan
 from mgvq_export.export.graphs.plans import PlanNode
 
-_SAME = 0.02  # scales closer than this share are not told apart by measuring
+_SAME = 0.02  # scales closer than this share are taken as equal: measuring cannot tell them apart
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Nodes that go into 8 bits together because they read the same value: one pair of Quantize and Dequantize serves all.
+    """Nodes that run in 8 bits together because they read the same value, through one pair of Quantize and Dequantize.
 
     Attributes:
-        candidate: called after the first node; its work: multiply-adds per pixel, or 1 for a skip branch.
+        candidate: named after the first node; its work: multiply-adds per pixel, or 1 for a skip branch.
         nodes: the nodes, and the position of the input that is quantized.
         value: the value they read.
     """
@@ -37,7 +37,7 @@ def convolutions(known: Mapping[str, PlanNode], side: str) -> list[PlanNode]:
 
 
 def inner_convolutions(known: Mapping[str, PlanNode], side: str, skip: Collection[str] = ()) -> list[PlanNode]:
-    """The convolutions of a side that 8 bits are for: not the first and last, not grouped ones, none of ``skip``."""
+    """The convolutions of a side that may run in 8 bits: not the first and last, not grouped ones, none of ``skip``."""
     able = [node for node in convolutions(known, side) if node.quantizable]
     return [node for node in able[1:-1] if node.name not in skip]
 
@@ -56,9 +56,9 @@ def conv_choices(nodes: Sequence[PlanNode]) -> list[Choice]:
 def skip_choices(
     known: Mapping[str, PlanNode], side: str, quantized: Collection[str], skip: Collection[str] = ()
 ) -> list[Choice]:
-    """The skip branches of a side's residual sums right after a convolution of ``quantized``, which TensorRT joins with it.
+    """The skip branches of a side's residual sums right after a convolution of ``quantized``, which TensorRT fuses with it.
 
-    A sum after anything else, such as a norm, would gain nothing from 8 bits.
+    A sum after another operator, such as a norm, gains nothing from 8 bits.
     """
     return [
         Choice(Candidate(node.name, 1.0), {node.name: node.skip}, node.inputs[node.skip])
@@ -68,7 +68,7 @@ def skip_choices(
 
 
 class Scales:
-    """The scale of every value that is quantized: one per value, whoever reads it."""
+    """The scale of every value that is quantized: one per value, shared by all nodes that read it."""
 
     def __init__(self, ranges: Ranges, kind: str):
         self.ranges, self.kind = ranges, kind
@@ -89,8 +89,8 @@ class Scales:
     ) -> list[Choice]:
         """Decide on the scale of every choice's value; returns the choices that have one.
 
-        The rule with the smallest error on the histogram is held against ``max``, which clips nothing, by the effect on
-        codes and pixels of quantizing this one choice; the better one is taken.
+        The rule with the smallest error on the histogram is compared with ``max``, which clips nothing, by the effect on
+        codes and pixels of quantizing this choice alone; the better one is taken.
         """
         usable = []
         for choice in choices:

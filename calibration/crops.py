@@ -14,7 +14,7 @@ from mgvq_export.core.errors import InputError
 from mgvq_export.core.files import PathLike, sha256_file
 from mgvq_export.runtime.image_files import read_image
 
-#: Files of a folder that are taken for images.
+#: Suffixes of the files of a folder that are taken as images.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 # Steps of the two-dimensional low-discrepancy sequence made of the plastic number: any first n points cover the square evenly.
@@ -132,7 +132,7 @@ class Crops:
     def sample(self, count: int, multiple: int) -> list[np.ndarray]:
         """``count`` of the windows, or all of fewer, evenly spaced, uint8 [size, size, 3].
 
-        All windows are read on the way: what cannot be used should come out before hours of work and not during them.
+        All windows are read on the way: images that cannot be used are found before the long run.
 
         Raises :class:`InputError` as :meth:`read`, and when the size is no multiple of ``multiple``, or all windows are of one flat colour.
         """

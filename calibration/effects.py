@@ -1,4 +1,4 @@
-"""What a plan does to codes and pixels, measured against fp32 on real images and kept in a journal."""
+"""The effect of a plan on codes and pixels, measured against fp32 on real images and kept in a journal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Results = list[np.ndarray] | None
 
 @dataclass(frozen=True)
 class Effect:
-    """How far a plan lies from fp32 on some images.
+    """The difference between a plan and fp32 on some images.
 
     Attributes:
         agreement: share of codes that equal fp32's, over all images, 0 to 1.
@@ -62,8 +62,8 @@ class Effect:
     def misses(self, budgets: Budgets, *, worst: bool = False) -> list[str]:
         """The budgets that are not met, as text; empty when all are.
 
-        ``worst``: judge by ``worst_drop``, as verification does on whole images, in place of the mean. Of windows the mean says more:
-        a single code that changes moves a small image up or down by more than a precision costs.
+        ``worst``: judge by ``worst_drop``, as verification does on whole images, in place of the mean. For windows the mean is better:
+        one code that changes can move the PSNR of a small image by more than a precision does.
         """
         if not self.finite:
             return ["values are not finite"]
@@ -82,7 +82,7 @@ class Effect:
         return not self.misses(budgets)
 
     def quality(self, side: str) -> float:
-        """The figure that 8 bits on one side are judged by: ``psnr`` of the decoder, percent of equal codes of the encoder."""
+        """The figure by which 8 bits on one side are judged: ``psnr`` of the decoder, percent of equal codes of the encoder."""
         return self.psnr if side == "decoder" else 100 * self.agreement
 
     def to_dict(self) -> JsonObject:
@@ -126,7 +126,7 @@ class _StoredFigures:
 
 
 class Journal:
-    """Measurements by key, one JSON object a line, so that an interrupted run picks up where it stopped."""
+    """Measurements by key, one JSON object a line, so that an interrupted run can be continued."""
 
     def __init__(self, path: Path | None):
         self.path = path
@@ -169,10 +169,10 @@ class Graphs:
         self._loaded: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {}
 
     def load(self, plan: PrecisionPlan, side: str) -> Callable[[np.ndarray], np.ndarray]:
-        """The function values -> values of one side under ``plan``; the last of each side stays loaded."""
+        """The function values -> values of one side under ``plan``; the latest of each side stays loaded."""
         key = _side_key(plan, side)
         if self._loaded.get(side, ("", None))[0] != key:
-            self._loaded.pop(side, None)  # first: two sets of weights need not fit in memory
+            self._loaded.pop(side, None)  # first, so that two sets of weights need not fit in memory
             # Weights are stored once per base type; building again adds only what is quantized for the first time.
             weights = self._weights.setdefault(plan.base, WeightStore())
             model = build_graph(self.network, Part(side), plan, weights)
@@ -188,9 +188,9 @@ class Effects:
     def __init__(self, graphs: Graphs, images: Sequence[np.ndarray], key: str, journal: Journal | None = None):
         """
         Args:
-            graphs: those of the network; several of these may share them, which saves loading and memory.
+            graphs: those of the network; several objects may share them, which saves loading and memory.
             images: uint8 [H, W, 3], sides multiples of f.
-            key: hash of network and images: measurements of the journal under another one are not taken.
+            key: hash of network and images: measurements with another one in the journal are not used.
         """
         self.graphs, self.images, self.key = graphs, images, key
         self.network = graphs.network
@@ -266,7 +266,7 @@ class Effects:
 
 
 def _side_key(plan: PrecisionPlan, side: str) -> str:
-    """Everything in ``plan`` that decides what one side computes."""
+    """Everything in ``plan`` that affects the results of one side."""
     nodes = sorted(
         (name, node.precision, sorted(node.scales.items()), node.weight_scales)
         for name, node in plan.nodes.items()

@@ -1,14 +1,14 @@
-"""Float16 that is safe: the fewest nodes in float32 with which codes and pixels stay within a budget, found by measurement.
+"""float16 fallback: the fewest nodes in float32 with which codes and pixels stay within a budget, found by measurement.
 
-Norms and attention are float32 in every float16 graph (:mod:`mgvq_export.export.graphs.lowering`). That is a rule, not a measurement, and it
-stays one by default: attention sums over all pixels, so windows of 256x256 do not show what a 100 times larger image does.
-From there, or from a plan that takes those islands away, this module adds what is missing:
+Norms and attention are float32 in every float16 graph (:mod:`mgvq_export.export.graphs.lowering`). That is a fixed rule by
+default, since attention sums over all pixels: windows of 256x256 do not show the sums of a 100 times larger image.
+Starting there, or from a plan without that rule, this module adds the further nodes that are needed:
 
 1. nodes whose values come within a factor of eight of float16's largest number, whatever their effect on these images;
-2. if the budget is not met, the most sensitive nodes: every node is run alone in float16 on float32 inputs and held
-   against float32; nodes that give infinite values come first, then those with the largest relative error. The shortest such
+2. if the budget is not met, the most sensitive nodes: every node is run alone in float16 on float32 inputs and
+   compared with float32; nodes that give infinite values come first, then those with the largest relative error. The shortest such
    list that meets the budget is found by bisection;
-3. of that list, whatever can go back to float16 without missing the budget does: no member of the set that remains can.
+3. nodes of that list that can return to float16 within the budget do, until none of those left can.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from mgvq_export.runtime.images import to_float
 
 _SUMS = ("error", "power", "largest")  # squared difference, squared values, largest magnitude
 
-#: Says what is being done, in a few words.
+#: Called with a short description of the current step.
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What float16 does to one node alone, on float32 inputs.
+    """The effect of float16 on one node alone, with float32 inputs.
 
     Attributes:
         error: relative L2 of its output; infinite when float16 gives values that are not finite.
@@ -74,7 +74,7 @@ def find_fp16_fallback(
     """``plan``, of base ``fp16``, with the fewest further nodes in float32 that meet ``budgets``, and its effect.
 
     Nodes that ``plan`` names stay as they are unless they are ``fp16``. Raises :class:`InputError` when all of them together do not
-    meet the budgets; the message has the best there is.
+    meet the budgets; the message has the best result found.
 
     Args:
         target: what to reach, if it can be, once nodes have to go to float32, so that other images meet ``budgets`` too.
@@ -119,7 +119,7 @@ def promote(plan: PrecisionPlan, reasons: Mapping[str, str]) -> PrecisionPlan:
 def smallest(
     names: Sequence[str], measured: Callable[[Collection[str]], Effect], budgets: Budgets
 ) -> tuple[list[str], dict[str, Effect]]:
-    """A subset of ``names`` that still meets ``budgets`` and from which no single name can be left out.
+    """A subset of ``names`` that still meets ``budgets`` and of which no single name can be left out.
 
     Halves are tried first, then smaller pieces (delta debugging, Zeller and Hildebrandt 2002). Also returns, for every name
     that stays, the effect of leaving it out.
@@ -146,7 +146,7 @@ def smallest(
 
 
 def node_sensitivity(network: MGVQ, images: Sequence[np.ndarray]) -> dict[str, Sensitivity]:
-    """What float16 does to every node of both graphs alone, over all ``images`` uint8 [H, W, 3]."""
+    """The effect of float16 on every node of both graphs alone, over all ``images`` uint8 [H, W, 3]."""
     import torch
 
     sums: dict[str, np.ndarray] = {}
@@ -162,7 +162,7 @@ def node_sensitivity(network: MGVQ, images: Sequence[np.ndarray]) -> dict[str, S
             for name, numbers in found.items():
                 node, _, kind = name.split("|")
                 held = sums.setdefault(node, np.zeros(3))
-                # A difference of two infinities is NaN: as bad as infinite.
+                # A difference of two infinities is NaN, which counts as infinite.
                 numbers = np.where(np.isfinite(numbers), numbers, np.inf).astype(np.float64)
                 index = _SUMS.index(kind)
                 held[index] = max(held[index], float(numbers)) if kind == "largest" else held[index] + float(numbers)
@@ -226,7 +226,7 @@ def _type(plan: PrecisionPlan, node: PlanNode) -> str:
 
 
 def _headroom_reason(ranges: Ranges, node: PlanNode) -> str:
-    """Why ``node`` should not be float16 whatever its effect on these images; empty when nothing it writes or reads is so large."""
+    """Why ``node`` should not be float16 whatever its effect on these images; empty when no value it reads or writes is that large."""
     values = {name: found for side in ranges.sides.values() for name, found in side.items() if name in (node.name, *node.inputs)}
     large = {name: found.largest for name, found in values.items() if found.near_overflow}
     if not large:
@@ -239,7 +239,7 @@ def _headroom_reason(ranges: Ranges, node: PlanNode) -> str:
 
 
 def _bisect(count: int, holds: Callable[[int], bool]) -> int:
-    """The smallest number up to ``count``, which holds, that holds, if larger ones hold as well."""
+    """The smallest number for which ``holds`` is true, given that it is true for ``count`` and for all numbers above the smallest."""
     low, high = 0, count  # 0 is known not to hold
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""What kind of precision plan is wanted."""
+"""Options of a calibration."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mgvq_export.core.precision_plan import LARGEST, NodePlan, PrecisionPlan
 
 @dataclass(frozen=True)
 class Options:
-    """What kind of plan is wanted. Raises :class:`InputError` on contradictions.
+    """Options of a calibration. Raises :class:`InputError` on contradictions.
 
     Attributes:
         precision: ``fp16``, ``int8`` or ``fp8``.
         budgets: see :data:`~mgvq_export.core.budgets.DEFAULT_BUDGETS`.
-        parts: sides that 8 bits are tried in, ``decoder`` and ``encoder``. An 8-bit encoder changes codes.
+        parts: sides for which 8 bits are tried, ``decoder`` and ``encoder``. An 8-bit encoder changes codes.
         base: type of what is not in 8 bits, ``fp16`` or ``fp32``.
         measured_islands: start with everything in float16, norms and attention too, instead of keeping them in float32. Only for
             images no larger than the windows: attention sums grow with the image.
@@ -43,7 +43,7 @@ class Options:
         wrong = [part for part in self.parts if part not in ("decoder", "encoder")]
         if wrong or not self.parts:
             raise InputError(f"parts are {', '.join(wrong) or 'none'}; choose decoder, encoder or both")
-        # A plan like the one to come refuses a name or base that cannot be.
+        # Making such a plan raises an error for a name or base that is not valid.
         nodes = {"decoder.example": NodePlan(self.precision, {0: 1.0})} if self.precision in LARGEST else {}
         PrecisionPlan(self.name or self.precision, self.base, nodes)
         if self.search_windows < 1:
@@ -53,5 +53,5 @@ class Options:
 
     @property
     def target(self) -> Budgets:
-        """What a search reaches on the windows: the budgets less the margin."""
+        """The budgets that a search must meet on the windows: those asked for, less the margin."""
         return self.budgets.tightened(self.margin)

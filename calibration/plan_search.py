@@ -1,4 +1,4 @@
-"""The steps from ranges to a plan, all by measurement: float16 safety, 8-bit search, cut back, compared with the plain plan."""
+"""The steps from ranges to a plan, all by measurement: fp16 fallback, 8-bit search, cutting back, comparison with the plain plan."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Calibration:
         baseline: plan "every convolution but first and last, scales from max", share of work, effects on both; None for fp16.
         curve_held_out: share of work and effect of some points of the curve on the held-out images.
         compared: the side that ``baseline`` and ``curve_held_out`` are of.
-        notes: what the user should know.
+        notes: remarks for the user.
     """
 
     plan: PrecisionPlan
@@ -50,13 +50,13 @@ class Calibration:
 
 
 class PlanSearch:
-    """One run: the steps share the network's nodes, the measurements and the count of steps done."""
+    """One search: its steps share the network's nodes, the measurements and the progress."""
 
     def __init__(self, network: MGVQ, ranges: Ranges, options: Options, effects: Effects, held_out: Effects, progress: Progress):
         self.network, self.ranges, self.options = network, ranges, options
         self.effects, self.held_out, self.progress = effects, held_out, progress
         self.known = plan_nodes(network)
-        self.expected = 30  # measurements, for the progress bar; raised when the search knows better
+        self.expected = 30  # measurements, for the progress bar; raised during the search
         self._share_done = 0.0
 
     def run(self) -> Calibration:
@@ -82,7 +82,7 @@ class PlanSearch:
 
     def say(self, step: str) -> None:
         """Report ``step`` and the share of the work done so far."""
-        # Never back, also when more turns out to be left than was expected.
+        # Never backwards, even when more steps are left than were expected.
         self._share_done = max(self._share_done, min(1.0, self._count / self.expected))
         self.progress(step, 0.4 + 0.55 * self._share_done)
 
@@ -94,7 +94,7 @@ class PlanSearch:
             else {}
         )
         plan = PrecisionPlan(options.name or options.precision, "fp16", nodes)
-        # What 8 bits add comes on top: their base must meet the target as it is.
+        # 8 bits add further loss, so their base must meet the target by itself.
         budgets = options.target if options.precision in LARGEST else options.budgets
         try:
             return find_fp16_fallback(self.effects, self.ranges, self.known, plan, budgets, target=options.target, say=self.say)
@@ -159,7 +159,7 @@ class PlanSearch:
             searches[title] = found
             if found.chosen is None:
                 if work is None:
-                    break  # skip branches are an extra
+                    break  # skip branches are optional
                 raise InputError(self._best_there_is(side, found))
             taken += [by_name[name] for name in found.chosen.names]
             start |= {name: by_name[name] for name in found.chosen.names}
@@ -177,7 +177,7 @@ class PlanSearch:
         return f" (a margin of {margin:.0%} below the budgets, for other images; --margin 0 leaves none)" if margin else ""
 
     def _cut_back(self, base: PrecisionPlan, scales: Scales, chosen: Sequence[Choice]) -> tuple[PrecisionPlan, Effect, int]:
-        """The plan of ``chosen`` on ``base``, its effect, and how many of the last choices had to go for the budgets to hold."""
+        """The plan of ``chosen`` on ``base``, its effect, and how many of the last choices were removed to meet the budgets."""
         for dropped in range(len(chosen)):
             plan = scales.plan(base, chosen[: len(chosen) - dropped])
             self.say("the whole plan")
@@ -197,7 +197,7 @@ class PlanSearch:
         )
 
     def _compare(self, found: Calibration, scales: Scales, base: PrecisionPlan) -> None:
-        """Hold the search against the plan that needs none, and measure on the held-out images."""
+        """Compare the search with the plain plan, which needs no search, and measure both on the held-out images."""
         side = found.compared = "decoder" if "decoder" in self.options.parts else "encoder"
         exact = PrecisionPlan("trial", "fp32", {})
         plain = Scales(self.ranges, self.options.precision)

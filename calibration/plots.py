@@ -1,4 +1,4 @@
-"""Pictures of ranges and of what 8 bits cost, for people."""
+"""Plots of ranges, and of quality over work in 8 bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges of every value inside encoder and decoder over many images, in one pass, memory independent of their number."""
+"""Ranges of every value inside encoder and decoder over many images, in one pass; memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mgvq_export.runtime.images import to_float
 
 FORMAT, VERSION = "mgvq-ranges", 1
 
-#: The two graphs looked at, by what their node names begin with.
+#: The two graphs, by the beginning of their node names.
 SIDES = {"encoder": Part.ENCODER, "decoder": Part.DECODER}
 
 _MEMORY = 128 << 20  # bytes of values held at once
@@ -73,14 +73,14 @@ class Ranges:
         if not isinstance(values, dict) or (values.get("format"), values.get("version")) != (FORMAT, VERSION):
             source.fail("holds no ranges")
         stored = convert_json(values, _StoredRanges, source)
-        # Names are those of a graph's values; the file is continued only when its key is right.
+        # Names are those of a graph's values; the file is continued only when its key matches.
         if set(stored.values) != set(SIDES) or stored.done > stored.total:
             source.fail("is damaged: it lacks a side, or has more windows than it should")
         sides = {side: {name: TensorStatistics.restore(one) for name, one in stored.values[side].items()} for side in SIDES}
         return cls(stored.key, stored.done, stored.total, sides)
 
     def save(self, path: PathLike) -> None:
-        """Write the ranges as JSON, whole or not at all."""
+        """Write the ranges as JSON, atomically."""
         atomic_write_bytes(path, json.dumps(self.to_dict(), separators=(",", ":")).encode())
 
     def value(self, name: str) -> TensorStatistics:

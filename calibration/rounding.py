@@ -1,8 +1,8 @@
-"""What float16 does to a graph, computed in float32 with every rounding written out.
+"""Emulates float16 in float32: a graph with every rounding as explicit Casts.
 
-ONNX Runtime's CPU has few float16 kernels. It computes in float32 between Casts of its own and joins those of neighbouring nodes, so
-a value that float16 would make infinite or zero passes from node to node unharmed. Here every float16 value is
-rounded by a Cast to float16 and back, which it keeps: overflow and underflow are seen as a GPU would have them.
+ONNX Runtime's CPU has few float16 kernels. It computes in float32 between Casts of its own and removes those between neighbouring
+nodes, so overflow and underflow of float16 values do not show. Here every float16 value is rounded by a Cast to float16
+and back, which it keeps: values overflow and underflow as on a GPU.
 Sums inside one operator are float32, as they are on GPUs.
 """
 
@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, shape_inference
 
 FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
 
-#: Operators that copy values or pick one of them: nothing to round.
+#: Operators that copy or select values: no rounding is needed.
 COPIES = {
     "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Relu", "Reshape", "Slice", "Split", "Squeeze",
     "Transpose", "Unsqueeze", "Where",

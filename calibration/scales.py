@@ -1,7 +1,7 @@
 """Scales of 8-bit activations from histograms: candidates by several rules, and the one with the smallest error.
 
 A scale maps real values to 8-bit ones, ``q = round(x / scale)``; the clip magnitude is the largest value that survives, 127
-steps for int8 and 448 for FP8 (E4M3). Smaller clips spend the steps where the values are and cut off the few largest.
+steps for int8 and 448 for FP8 (E4M3). Smaller clips have finer steps and cut off the few largest values.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def candidates(found: TensorStatistics, kind: str) -> list[Scale]:
     clips = {"max": found.largest}
     clips |= {f"percentile-{percent:g}": found.percentile(percent) for percent in PERCENTILES}
     clips["mse"] = _least_error(found, kind)
-    if kind == "int8":  # the rule counts equal steps; FP8 has none
+    if kind == "int8":  # the rule needs equal steps, which FP8 does not have
         clips["entropy"] = _least_divergence(found)
     magnitudes, _ = _points(found)
     power = float(np.dot(found.histogram, magnitudes**2))
@@ -73,7 +73,7 @@ def _points(found: TensorStatistics) -> tuple[np.ndarray, float]:
 
 
 def _squared_error(found: TensorStatistics, clip: float, kind: str) -> float:
-    """Sum over all values; those of one bin count as lying at its middle."""
+    """Sum over all values; values of a bin count as its middle."""
     magnitudes, _ = _points(found)
     used = found.histogram > 0
     kept = magnitudes[used]
@@ -90,8 +90,8 @@ def _least_error(found: TensorStatistics, kind: str) -> float:
 def _least_divergence(found: TensorStatistics) -> float:
     """The clip whose 128 steps lose least information (Kullback-Leibler divergence).
 
-    The rule of Migacz, "8-bit inference with TensorRT" (GTC 2017): values beyond the clip count as lying in the last bin, and the
-    clipped histogram is held against itself at 128 levels.
+    The rule of Migacz, "8-bit inference with TensorRT" (GTC 2017): values beyond the clip are counted in the last bin, and the
+    clipped histogram is compared with itself at 128 levels.
     """
     counts = found.histogram.astype(np.float64)
     used = int(np.flatnonzero(counts)[-1]) + 1

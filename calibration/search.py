@@ -1,8 +1,8 @@
-"""The cheapest plan within a budget: which candidates to put into 8 bits, when each gains work and costs quality.
+"""The search for the plan with most work in 8 bits within a budget: each candidate saves work and costs quality.
 
 Three steps, every one by measurement: the error each candidate causes alone; the curve, candidates added in the order of saved work per error
 with the whole plan measured again at every step; and a last pass that tries the candidates left over. The order
-treats errors as if they added up, which errors of independent roundings nearly do; no decision rests on it unmeasured.
+assumes that errors add up, which errors of independent roundings nearly do; every decision is measured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mgvq_export.calibration.effects import Effect
 from mgvq_export.core.budgets import Budgets
 
-#: Points of the curve beside the empty one: a network of a hundred convolutions takes no longer for it than one of thirty.
+#: Points of the curve besides the empty one, so that its cost does not grow with the number of convolutions.
 CURVE_STEPS = 30
 
 
@@ -23,7 +23,7 @@ class Candidate:
 
     Attributes:
         name: the node.
-        work: what it saves, in any unit that can be added up.
+        work: the work it saves, in any additive unit.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Point:
-    """A set of candidates in 8 bits, in the order they were added, and what it does.
+    """A set of candidates in 8 bits, in the order they were added, and its effect.
 
     Attributes:
         names: the candidates.
@@ -63,7 +63,7 @@ class Search:
 #: The effect of a set of candidates in 8 bits.
 Measure = Callable[[Sequence[str]], Effect]
 
-#: What an effect costs: 0 for none, larger is worse.
+#: The loss of an effect: 0 for none, larger is worse.
 Sensitivity = Callable[[Effect], float]
 
 
@@ -80,8 +80,8 @@ def search(
 
     Args:
         total: work of everything, in 8 bits or not: shares are of it.
-        measure: what a set does; called two to three times as often as there are candidates.
-        sensitivity: the figure that is traded for work.
+        measure: gives the effect of a set; called two to three times per candidate.
+        sensitivity: the loss that is traded for work.
         start: candidates that are in 8 bits already; their work is not counted.
     """
     work = {candidate.name: candidate.work for candidate in candidates}
@@ -112,12 +112,12 @@ def search(
 
 
 def _worth(share: float, added: float) -> float:
-    """Saved work per added error. A candidate that adds no error comes first, one that breaks everything last."""
+    """Saved work per added error: largest for a candidate that adds no error."""
     return share / max(added, 1e-12)
 
 
 def pareto(points: Sequence[Point], side: str = "decoder") -> list[Point]:
-    """The points that no other beats in both work and the quality of ``side``, by rising work."""
+    """The points for which no other is better in both work and quality of ``side``, by rising work."""
     kept: list[Point] = []
     for one in sorted(points, key=lambda one: (-one.share, -one.effect.quality(side))):
         if not kept or one.effect.quality(side) > kept[-1].effect.quality(side):

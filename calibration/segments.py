@@ -1,4 +1,4 @@
-"""A graph run in pieces, so that every value in it can be looked at in bounded memory and nothing is computed twice."""
+"""Runs a graph in segments, so that all its values can be read in bounded memory and none is computed twice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Segment:
         model: the nodes, with the weights they use.
         values: every float value they compute, in graph order.
         inputs: values the nodes need from before.
-        needed: values of this or an earlier segment that a later one reads; everything else can be dropped.
+        needed: values of this or an earlier segment that a later one reads; others can be dropped.
     """
 
     model: onnx.ModelProto

@@ -1,4 +1,4 @@
-"""What one tensor's values look like over many images: kept in a few kilobytes, whatever their number."""
+"""Statistics of one tensor's values over many images, in a few kilobytes regardless of their number."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Finite = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]  # float32
 
 @dataclass
 class TensorStatistics:
-    """Counts over all values of one tensor, exact whatever the order and the batches they came in.
+    """Counts over all values of one tensor; exact, independent of order and batches.
 
     Magnitudes are counted in :data:`BINS` bins of equal width over [0, 2**exponent). When a magnitude reaches 2**exponent, the
-    range doubles and neighbouring bins are merged, as often as needed: since widths are powers of two, the counts are those
-    of one pass with the final range known beforehand.
+    range doubles and neighbouring bins are merged, as often as needed: since widths are powers of two, the counts equal
+    those with the final range from the beginning.
 
     Attributes:
         count: values seen, not finite ones included.
@@ -40,7 +40,7 @@ class TensorStatistics:
         subnormal: not zero, smaller in magnitude than ``FP16_NORMAL``: float16 keeps few of their bits.
         lost: not zero, at most ``FP16_LOST``: float16 makes them zero (those counted as subnormal include them).
         minimum, maximum: over finite values; 0 when there is none.
-        exponent: the histogram spans [0, 2**exponent); None until a value is neither zero nor not finite.
+        exponent: the histogram spans [0, 2**exponent); None until there is a finite value other than zero.
         histogram: int64 [BINS], finite values other than zero by magnitude.
     """
 
@@ -58,7 +58,7 @@ class TensorStatistics:
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def add(self, values: np.ndarray) -> None:
-        """Take in all ``values``, float of any shape."""
+        """Count all ``values``, float of any shape."""
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
         if not flat.size:
             return
@@ -173,7 +173,7 @@ class StoredStatistics:
 
 @functools.cache
 def _kernel() -> Callable[[np.ndarray, float, np.ndarray, np.ndarray], None]:
-    """One pass over finite values: histogram of magnitudes, and the counts that float16 is judged by."""
+    """One pass over finite values: histogram of magnitudes, and the counts about float16."""
     import numba
 
     near, limit, normal, lost = FP16_MAX / HEADROOM, FP16_MAX, FP16_NORMAL, FP16_LOST

@@ -1,4 +1,4 @@
-"""The figures of every image, out of the journal of an evaluation: errors, code counts, features."""
+"""The figures of every image, read from the journal of an evaluation: errors, code counts, features."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Columns:
 
 
 def record_problem(record: Record, spec: ModelSpec, protocol: Protocol, metrics: Collection[str]) -> str:
-    """Why a journal's record cannot be one of this run: figures missing or too many, too few bytes. Empty when it can."""
+    """Why a journal's record cannot be one of this run: figures missing or too many, too few bytes. Empty when it can be."""
     groups = len(protocol.groups)
     if len(record.mse) != groups or ("ssim" in metrics and len(record.ssim or ()) != groups):
         return f"mse and ssim must have {groups} figures"

@@ -1,4 +1,4 @@
-"""From the words of the command line to a folder of results: find the images, open the tokenizer, evaluate, write, draw."""
+"""``mgvq-export eval``: finds the images, opens the tokenizer, evaluates, writes results and plots."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which images an evaluation takes: a folder or a JSON list, sorted by name, or a sample of them.
+"""The images of an evaluation: a folder or a JSON list, sorted by name, or a sample of them.
 
-A folder is searched with its subfolders, so a plain folder and ImageNet's class folders are the same thing. A JSON list
+A folder is searched with its subfolders, so a plain folder and ImageNet's class folders are read alike. A JSON list
 holds paths, or objects with a path, at its top or in the lists of an object: UHDBench's ``{"source": ["LIU4k/1.png", ...]}``.
 """
 
@@ -17,7 +17,7 @@ from mgvq_export.core.files import PathLike
 from mgvq_export.core.json_files import JsonSource, read_json
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif")
-_LIST_BYTES, _LIST_VALUES = 512 << 20, 20_000_000  # lists of a million images and what is said of each
+_LIST_BYTES, _LIST_VALUES = 512 << 20, 20_000_000  # enough for lists of a million images with their attributes
 _LONGEST_PATH = 4096
 PATH_KEYS = ("path", "image", "file", "file_name", "filename", "image_path", "img_path", "img")
 
@@ -38,7 +38,7 @@ class Dataset:
         path: the folder or JSON list.
         items: in the order of their names.
         found: how many images the folder or list has; more than ``items`` when a sample was taken.
-        declared: which benchmark the user says it is, such as ``imagenet-val``; None for any other.
+        declared: the benchmark that the user declares it to be, such as ``imagenet-val``; None for any other.
     """
 
     path: Path
@@ -90,7 +90,7 @@ def walk(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
     """Files of a folder and its subfolders whose names end with one of ``suffixes``, in no order; hidden ones are left out."""
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):  # class folders are often links
-        if (real := os.path.realpath(place)) in seen:  # a link back up would never end
+        if (real := os.path.realpath(place)) in seen:  # a link to a parent folder would recurse for ever
             folders.clear()
             continue
         seen.add(real)

@@ -1,4 +1,4 @@
-"""The main job, start to end, on the packaged model and photos it never saw."""
+"""The demo: export, encode, decode and compare, on the packaged model and photos that it was not trained on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The evaluation itself: read, reconstruct, measure, note; image by image, so that memory does not grow with their number.
+"""Evaluates image by image: reads, reconstructs, measures, records. Memory does not grow with the number of images.
 
-Three things overlap: a thread reads and crops the next images, the tokenizer runs here, and threads measure what it gave. A
-compute-bound CPU gains little from that; a GPU does not wait for image files and SSIM.
+Three steps overlap: one thread reads and crops the next images, the tokenizer runs in the caller's thread, and other threads
+measure. With a GPU, the tokenizer does not wait for image files and SSIM; a busy CPU gains little.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def evaluate(
 ) -> Results:
     """Reconstruct every image of ``dataset``, measure, and keep the figures in the folder ``output``.
 
-    Load what the metrics need; read, reconstruct, measure and note each image that the folder's journal does not have; sum
-    up. A run that was stopped goes on where it was and ends with the same figures. Images that cannot be read are listed
+    Loads the metrics' networks; reads, reconstructs, measures and records each image that is not in the folder's journal; sums
+    up. A run that was stopped continues and ends with the same figures. Images that cannot be read are listed
     in the results and left out.
 
     Raises:
         InputError: the folder holds another run or lies inside the dataset, or no image could be read.
-        BackendError: a metric that was named (``protocol.asked``) has no package or weights here.
+        BackendError: the package or weights of a metric named by the user (``protocol.asked``) are missing.
     """
     _check_output(dataset, output)
     meters, unavailable = load_meters(protocol)
@@ -99,7 +99,7 @@ def evaluate(
 
 
 def load_meters(protocol: Protocol) -> tuple[dict[str, Callable], dict[str, str]]:
-    """What measures each metric but psnr that can be had here, and why the others cannot.
+    """The functions that measure the metrics besides psnr, and for those that are unavailable the reason.
 
     Raises :class:`BackendError` for a metric the user named.
     """
@@ -119,7 +119,7 @@ def load_meters(protocol: Protocol) -> tuple[dict[str, Callable], dict[str, str]
 
 
 def run_identity(tokenizer: Tokenizer, protocol: Protocol, meters: dict[str, Callable]) -> RunIdentity:
-    """All that decides the figures of one image. Runs whose identities differ cannot share a journal."""
+    """Everything that affects the figures of one image. Runs with different identities cannot share a journal."""
     bundle, tiling, precision = tokenizer.bundle, tokenizer.tiling, tokenizer.precision
     return {
         "protocol": VERSION,
@@ -136,7 +136,7 @@ def run_identity(tokenizer: Tokenizer, protocol: Protocol, meters: dict[str, Cal
 
 
 class _Reader:
-    """Reads and crops one image; in a thread of its own."""
+    """Reads and crops one image; runs in its own thread."""
 
     def __init__(self, size: tuple[int, int], max_pixels: int, known: Journal):
         self.size, self.max_pixels, self.known = size, max_pixels, known
@@ -163,12 +163,12 @@ def _read_ahead(read: Callable[[Item], Source], items: tuple[Item, ...]) -> Gene
                     yield waiting.popleft()
             while waiting:
                 yield waiting.popleft()
-        finally:  # stopped early: what has not begun never does
+        finally:  # stopped early: what has not begun is cancelled
             pool.shutdown(cancel_futures=True)
 
 
 class _Run:
-    """Reconstructs images; measures them while the next are reconstructed, and notes them in order."""
+    """Reconstructs images, measures them while the next are reconstructed, and records them in order."""
 
     def __init__(
         self,
@@ -184,7 +184,7 @@ class _Run:
         self.under_way: deque[Future[tuple[str, JsonObject, bytes]]] = deque()
 
     def add(self, source: Source, pixels: np.ndarray) -> None:
-        """Reconstruct one image with every number of groups, and have it measured."""
+        """Reconstruct one image with every number of groups, and queue it for measuring."""
         start = time.perf_counter()
         height, width = pixels.shape[:2]
         # One plan each for all images, which have one size: the figures cannot change with the memory free at the moment.
@@ -204,7 +204,7 @@ class _Run:
         self.finish(leave=_MEASURERS)
 
     def finish(self, leave: int = 0) -> None:
-        """Note the images that have been measured; wait until ``leave`` of them are left under way."""
+        """Record the images that have been measured; wait until at most ``leave`` are still being measured."""
         while len(self.under_way) > leave or (self.under_way and self.under_way[0].done()):
             self.journal.append(*self.under_way.popleft().result())
 

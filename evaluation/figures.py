@@ -77,7 +77,7 @@ def frechet_distance(
     """Frechet distance of two Gaussians given as (mean [D], covariance [D, D]): FID when the features are Inception's.
 
     ``|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^1/2)`` (Heusel et al. 2017, arXiv 1706.08500). The eigenvalues of ``C1 C2`` are those
-    of ``C1^1/2 C2 C1^1/2``: only symmetric matrices are taken apart, so singular covariances (of few images) need no
+    of ``C1^1/2 C2 C1^1/2``: only symmetric matrices are decomposed, so singular covariances (of few images) need no
     regularisation.
     """
     difference = first[0] - second[0]

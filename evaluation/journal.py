@@ -1,8 +1,8 @@
-"""The journal of an evaluation: one line per image, so that a run that was stopped at any point goes on where it was.
+"""The journal of an evaluation: one line per image, so that a run can be stopped at any point and continued.
 
-``journal.jsonl`` holds a line that says which run it belongs to, then one line per image; ``journal.bin`` holds the codes of every
-image and, for rFID, its features. A line names its part of ``journal.bin`` with a checksum, and is written after it. Whatever
-a kill or a power cut left half-written is found that way and the image evaluated again.
+``journal.jsonl`` has a line with the identity of the run, then one line per image; ``journal.bin`` holds the codes of every
+image and, for rFID, its features. A line has the position and checksum of its part of ``journal.bin``, and is written after it. So
+parts that a kill or a power cut left incomplete are found, and their images evaluated again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Record:
         mse, ssim: for each number of groups; lpips: of all groups; empty or None where not measured.
         seconds: of encoding and decoding.
         source_size: width and height of the file.
-        plan: how it was encoded and decoded, in words.
+        plan: how it was encoded and decoded, as text.
     """
 
     sha256: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[0-9a-f]*$")]
@@ -66,17 +66,17 @@ class Journal:
     def __init__(self, folder: PathLike, identity: Mapping[str, object], check: Callable[[Record], str] = lambda record: ""):
         """Open or begin the journal in ``folder``.
 
-        ``check`` says what is wrong with a record of an earlier run, or gives an empty text.
+        ``check``: gives what is wrong with a record of an earlier run, empty for nothing.
 
         Raises :class:`InputError` when the folder holds another run, something else, or cannot be written.
         """
         self.folder, self.identity, self._check = Path(folder), identity, check
-        self._records: dict[str, bytes] = {}  # lines as they are: a tenth of the memory of their values
+        self._records: dict[str, bytes] = {}  # lines as stored: a tenth of the memory of parsed values
         known = self.folder / LINES
         if not known.is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no evaluation; choose another folder with -o")
         make_folder(self.folder)
-        with contextlib.ExitStack() as stack:  # closes them again when this is no journal of ours
+        with contextlib.ExitStack() as stack:  # closes the files again when this is no journal
             try:
                 self._lines = stack.enter_context(known.open("a+b"))
                 self._data = stack.enter_context((self.folder / DATA).open("a+b"))
@@ -99,7 +99,7 @@ class Journal:
         return self._parse(self._records[sha256])
 
     def append(self, sha256: str, values: Mapping[str, object], data: bytes) -> None:
-        """Add the record of one image. Raises :class:`InputError` when the disk does not take it."""
+        """Add the record of one image. Raises :class:`InputError` when it cannot be written."""
         try:
             at = self._data.seek(0, os.SEEK_END)
             self._data.write(data)
@@ -125,7 +125,7 @@ class Journal:
 
     def _read(self) -> None:
         self._lines.seek(0)
-        *lines, _ = self._lines.read().split(b"\n")  # the last is what a stopped run had written of a line
+        *lines, _ = self._lines.read().split(b"\n")  # the last is an incomplete line of a stopped run, or empty
         end = self._data.seek(0, os.SEEK_END)
         for number, line in enumerate(lines, 1):
             if number == 1:

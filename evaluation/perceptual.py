@@ -1,8 +1,8 @@
-"""LPIPS and the features of rFID, through the packages that define them; their weights are downloaded once, or copied by hand.
+"""LPIPS and the features of rFID, through the packages that define them; their weights are downloaded once, or copied there by the user.
 
 LPIPS: ``lpips`` 0.1 with its VGG backbone (Zhang et al. 2018, arXiv 1801.03924). rFID: the Inception of ``clean-fid``
 behind its resizing to 299x299 in float (Parmar et al. 2022, arXiv 2104.11222), which is what the released code calls. Both run
-in PyTorch, on a GPU when PyTorch sees one.
+in PyTorch, on a GPU when PyTorch has one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Lpips:
     """Perceptual distance of two images, 0 for equal ones."""
 
     def __init__(self) -> None:
-        """Raises :class:`BackendError` when the package does not load or its weights are neither here nor to be had."""
+        """Raises :class:`BackendError` when the package does not load, or its weights are missing and cannot be downloaded."""
         with _loading("lpips", "its VGG weights (vgg16-397923af.pth)"):
             import lpips
 
@@ -65,7 +65,7 @@ class InceptionFeatures:
     """The features whose distribution rFID compares."""
 
     def __init__(self) -> None:
-        """Raises :class:`BackendError` when the package does not load or its weights are neither here nor to be had."""
+        """Raises :class:`BackendError` when the package does not load, or its weights are missing and cannot be downloaded."""
         with _loading("rfid", f"its Inception weights ({_INCEPTION})"):
             from cleanfid.inception_torchscript import InceptionV3W
             from cleanfid.resize import build_resizer
@@ -85,14 +85,14 @@ class InceptionFeatures:
 
 
 def weights_folder() -> Path:
-    """Where weights are looked for: PyTorch's own cache of downloads, which ``TORCH_HOME`` moves."""
+    """Where weights are looked for: PyTorch's download cache, which ``TORCH_HOME`` sets."""
     import torch
 
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def _inception_folder() -> Path:
-    # clean-fid itself keeps them in /tmp and leaves half a file behind when its download breaks off.
+    # clean-fid itself keeps them in /tmp and leaves an incomplete file when its download fails.
     import torch
     from cleanfid.downloads_helper import inception_url
 
@@ -111,7 +111,7 @@ def _device() -> str:
 
 @contextlib.contextmanager
 def _loading(metric: str, weights: str) -> Iterator[None]:
-    """What goes wrong while a network is loaded becomes one line with its remedy; nothing is printed meanwhile."""
+    """Turns errors while a network is loaded into one line with the remedy, and suppresses output."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
@@ -122,5 +122,5 @@ def _loading(metric: str, weights: str) -> Iterator[None]:
             raise BackendError(
                 f"{metric} needs {weights}, which could not be downloaded ({getattr(error, 'reason', error)}); copy the file to {weights_folder()}"
             ) from error
-        except RuntimeError as error:  # a torchvision of another PyTorch, or a file that is no network
+        except RuntimeError as error:  # a torchvision for another PyTorch, or a file that is no network
             raise BackendError(f"{metric} does not load: {' '.join(str(error).split())[:200]}") from error

@@ -32,7 +32,7 @@ def write_plots(results: Results, folder: PathLike) -> list[Path]:
 
 
 def _figure(columns: int = 1) -> tuple[Figure, list[Axes]]:
-    # Not pyplot: no global state, and no display is looked for.
+    # Not pyplot, which has global state and looks for a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4 if columns == 1 else 10.4, 4.2), layout="constrained")
@@ -73,7 +73,7 @@ def _groups(results: Results) -> Figure:
     counts = [row["groups"] for row in rows]
     for axis, (values, label, digits, colour) in zip(axes, curves, strict=True):
         axis.plot(counts, values, "o-", color=colour)
-        for count, value in zip(counts, values, strict=True):  # the curve rises and flattens: right below it is free
+        for count, value in zip(counts, values, strict=True):  # the curve rises and flattens: there is room below it on the right
             axis.annotate(f"{value:{digits}}", (count, value), (5, -5), textcoords="offset points", va="top")
         axis.margins(0.1, 0.15)
         axis.set(xlabel="groups used, coarse to fine", ylabel=label, xticks=counts)

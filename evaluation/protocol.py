@@ -1,4 +1,4 @@
-"""How an image becomes the pixels that are compared, and what is measured on them.
+"""The evaluation protocol: how an image is prepared, and what is measured.
 
 Preparation follows the evaluation of the released code (github.com/MKJia/MGVQ, evaluation/eval_aug.py): pixels as
 stored, ``convert("RGB")``; one resize with Pillow's bicubic filter to the smallest size that covers the crop, aspect
@@ -16,7 +16,7 @@ from mgvq_export.core import units
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.spec import ModelSpec, group_counts
 
-#: Part of every journal: raised when a figure would come out differently.
+#: Recorded in every journal; raise it when a change affects figures.
 VERSION = 1
 
 METRICS = ("psnr", "ssim", "lpips", "rfid")
@@ -26,13 +26,13 @@ _LEAST_SIDE = 8  # the windows of SSIM have 7 pixels
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is done with every image.
+    """How every image is prepared and measured.
 
     Attributes:
         size: (width, height) of the crop in pixels.
         groups: how many of the coarse-to-fine groups to decode with, ascending; the last is the one of the main figures.
         metrics: of :data:`METRICS`, in that order; psnr always.
-        asked: the metrics that the user named: these must not be missing.
+        asked: metrics named by the user: an error when one is unavailable.
     """
 
     size: tuple[int, int]

@@ -60,11 +60,11 @@ class Run:
 
 
 def compare(manifest: Manifest, declared: str | None, run: Run) -> Comparison:
-    """What the paper says of the same checkpoint under the same protocol.
+    """The paper's figures for the same checkpoint under the same protocol, if there are any.
 
     Args:
         manifest: of the bundle.
-        declared: the benchmark that the user says the dataset is.
+        declared: the benchmark that the user declares the dataset to be.
         run: how it was evaluated.
     """
     reason = _difference(manifest, declared, run)

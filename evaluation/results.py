@@ -142,7 +142,7 @@ class Results:
         columns: figures of each image, in the same order.
         counts: how often each code was used, int64 [G, K].
         groups: counts of groups decoded with.
-        notes: further remarks for people.
+        notes: further remarks.
     """
 
     facts: EvaluationFacts
@@ -170,7 +170,7 @@ class Results:
         ]
 
     def remarks(self) -> list[str]:
-        """What else a reader must know: bad and enlarged images, why the paper's figures are absent, time per image."""
+        """Remarks below the tables: bad and enlarged images, why the paper's figures are absent, time per image."""
         images, lines = self.facts["images"], []
         lines += [f"left out {entry['name']}: {entry['reason']}" for entry in images["bad"][:_BAD_LISTED]]
         if len(images["bad"]) > _BAD_LISTED:
@@ -187,7 +187,7 @@ class Results:
         return lines + self.notes
 
     def table(self) -> Table:
-        """Columns and rows of the main figures; the paper's stand beside them only where they may."""
+        """Columns and rows of the main figures; with the paper's where the runs may be compared."""
         paper = bool(self.facts["paper"]["figures"])
         rows = []
         for figure in self.facts["figures"]:
@@ -227,7 +227,7 @@ class Results:
         return Table(("group", "codes used", "usage", "entropy bits", "perplexity"), rows, title)
 
     def write(self, folder: PathLike) -> list[Path]:
-        """``results.json`` and ``images.csv`` in ``folder``, each whole or not at all. Returns their paths."""
+        """``results.json`` and ``images.csv`` in ``folder``, each written atomically. Returns their paths."""
         results, images = Path(folder) / "results.json", Path(folder) / "images.csv"
         with atomic_path(images) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             rows = self._image_rows()
@@ -248,5 +248,5 @@ class Results:
 
 
 def _text(name: str, value: float | None, unit: str) -> str:
-    """A figure with the digits that people quote."""
+    """A figure with the usual number of digits."""
     return "-" if value is None else f"{value:.{_DIGITS[name.split(',')[0]]}f} {unit}".strip()

@@ -85,7 +85,7 @@ def _figure(name: str, value: float | None, note: str, paper: float | None = Non
 
 
 def _mean(values: Iterable[float]) -> float:
-    """The mean, the same to the last bit in any order."""
+    """The mean; exactly the same in any order of values."""
     listed = list(values)
     return math.fsum(listed) / len(listed)
 

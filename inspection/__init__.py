@@ -1,1 +1,1 @@
-"""What a file is and holds, and what this machine can run."""
+"""Describes files, and what this machine can run."""

@@ -1,4 +1,4 @@
-"""What a file or folder is and holds: the facts behind the ``models`` and ``inspect`` commands."""
+"""Describes a file or folder: the facts for the ``models`` and ``inspect`` commands."""
 
 from __future__ import annotations
 

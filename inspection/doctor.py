@@ -53,7 +53,7 @@ class Package(TypedDict):
 
 
 class Line(TypedDict):
-    """Whether something can run here, and why, with the remedy when it cannot."""
+    """Whether something can run here; the version, or the reason and remedy when it cannot."""
 
     name: str
     ready: bool
@@ -61,7 +61,7 @@ class Line(TypedDict):
 
 
 class Examination(TypedDict):
-    """All that is known of this machine."""
+    """The result of :func:`examine`."""
 
     system: System
     packages: list[Package]
@@ -212,7 +212,7 @@ def _openvino() -> list[Line]:
 
 
 def _cuda_loads(gpu: str) -> tuple[bool, str]:
-    """Whether the CUDA provider really starts: its libraries are looked for only then."""
+    """Whether the libraries of the CUDA provider load: ONNX Runtime looks for them only when a session is made."""
     import ctypes
 
     libraries = ("libcudart.so.13", "libcublas.so.13", "libcudnn.so.9") if sys.platform == "linux" else ()
@@ -239,7 +239,7 @@ def _fused_kernel() -> list[Line]:
     return needs("fused quantizer", "all", "numba", "onnxruntime-extensions")()
 
 
-#: What is looked at, in this order. What only needs packages is a line with :func:`needs`.
+#: What is examined, in this order; :func:`needs` makes the lines for what needs packages only.
 LINES: tuple[Callable[[], list[Line]], ...] = (
     needs("export", "export", "torch", "onnx"),
     _fused_kernel,

@@ -43,9 +43,9 @@ class Document:
     """A kind of document.
 
     Attributes:
-        name: what people call it.
+        name: as shown to people.
         matches: whether values at the top of a document are those of this kind.
-        describe: the facts, from path, values and how faults are told.
+        describe: gives the facts from the path, the values, and the source for error messages.
     """
 
     name: str
@@ -210,7 +210,7 @@ def _number(value: Number) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-#: What can be described, in the order tried.
+#: The documents that can be described, in the order tried.
 DOCUMENTS = (
     Document("precision plan", _is(PLAN), _plan),
     Document("bench results", _is("mgvq-bench"), _bench),

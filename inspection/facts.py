@@ -1,4 +1,4 @@
-"""What a description consists of, and rows that several kinds of files share."""
+"""Facts about a file, and rows that several kinds of files share."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _LONGEST = 2000  # characters of one cell
 
 @dataclass
 class Facts:
-    """What was found: ``values`` as JSON-ready data, ``tables`` for people."""
+    """Facts about a file: ``values`` as JSON-ready data, ``tables`` for people."""
 
     values: JsonObject
     tables: list[Table] = field(default_factory=list)
 
     def printable(self) -> Facts:
-        """The same with the text of tables and plain values shortened and escaped: what comes from files may hold anything."""
+        """The same with the text of tables and plain values shortened and escaped: text from files is not trusted."""
         values = {name: _shown(value) if isinstance(value, str) else value for name, value in self.values.items()}
         return Facts(
             values, [replace(table, rows=[[_shown(cell) for cell in row] for row in table.rows]) for table in self.tables]
@@ -38,7 +38,7 @@ def _shown(text: str) -> str:
 
 
 def model_rows(spec: ModelSpec) -> JsonObject:
-    """Name and sizes of a model, by the names people read."""
+    """Name and sizes of a model, under names for people."""
     return {
         "model": spec.name,
         "pixels per token": f"{spec.downsample}x{spec.downsample}",
@@ -50,10 +50,10 @@ def model_rows(spec: ModelSpec) -> JsonObject:
 
 
 def plan_rows(plan: PrecisionPlan) -> JsonObject:
-    """What a precision plan does, in a few words each."""
+    """A summary of a precision plan."""
     named = ", ".join(f"{count} {precision}" for precision, count in plan.counts().items())
     budgets = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in vars(plan.budgets).items() if value is not None)
-    images = plan.calibration.get("images")  # for people: a plan made by hand may hold anything there
+    images = plan.calibration.get("images")  # a plan written by hand may have anything here
     return {
         "name": plan.name,
         "base": plan.base,
@@ -80,7 +80,7 @@ def plan_table(plan: PrecisionPlan) -> Table:
 
 
 def figure_rows(values: Mapping[str, object], where: str = "") -> list[list[str]]:
-    """Rows of name and value; the names of nested ones follow one another."""
+    """Rows of name and value; names of nested values are joined."""
     rows = []
     for name, value in values.items():
         full = f"{where} {name.replace('_', ' ')}".strip()

@@ -174,7 +174,7 @@ def _large_and_small(rng: np.random.Generator) -> Case:
 
 
 def _close_calls(dim: int, rng: np.random.Generator) -> Case:
-    """Scores closer than float16 can tell, and further apart than a near-tie: nearly equal rows, then slices nearly half-way between two rows."""
+    """Scores closer than float16 can tell, and further apart than a near-tie: nearly equal rows, then sub-vectors nearly half-way between two rows."""
     _, codebook = random_case(rng, 2, 256, dim)
     codebook[:, 128:] = unit_rows(codebook[:, :128] + 3e-5 * rng.standard_normal((2, 128, dim)))
     first = codebook[:, :128]

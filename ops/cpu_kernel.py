@@ -26,7 +26,7 @@ from mgvq_export.ops.contract import check_inputs
 
 BLOCK = 64  # rows; 32 and 128 were slower for both released codebook shapes
 TILE = 4  # positions scored together; the kernel spells the four out, since numba keeps arrays out of registers
-TASK_SLICES = 4096  # slices below which a second thread does not pay
+TASK_SUB_VECTORS = 4096  # sub-vectors below which a second thread does not pay
 
 # nnan is sound because values that are not finite are zeroed first. Without nnan and nsz LLVM does not vectorise a maximum.
 FAST_MATH = {"contract", "nnan", "nsz"}
@@ -170,7 +170,7 @@ def grouped_argmin(latent: Array, codebook: Array, *, threads: int | None = None
     codes = np.empty((batch, groups, height * width), np.int32)
     scan = functools.partial(_kernel(codebook.shape[2]), flat, rows, codebook.shape[1] - 1, codes)
     wanted = threads or getattr(_limit, "threads", None) or usable_cpus()
-    pieces = min(wanted, max(1, positions * groups // TASK_SLICES))
+    pieces = min(wanted, max(1, positions * groups // TASK_SUB_VECTORS))
     bounds = [round(positions * i / pieces / TILE) * TILE for i in range(pieces)] + [positions]
     futures = [_pool().submit(scan, first, last) for first, last in itertools.pairwise(bounds[1:])]
     scan(bounds[0], bounds[1])  # the first piece runs here: one thread less to wake, and none for small maps

@@ -73,7 +73,7 @@ def grouped_argmin_function(groups: int, codes_per_group: int, group_dim: int, *
         _constant("largest", np.finfo(np.float32).max, np.float32),
         _constant("half", 0.5, np.float32),
         _constant("code_zero", 0, np.int32),
-        # Which slices hold only finite values. NaN compares as false.
+        # Which sub-vectors hold only finite values. NaN compares as false.
         node("Cast", ["latent"], ["values"], to=TensorProto.FLOAT),
         node("Reshape", ["values", "split_channels"], ["split"]),  # [B, G, d, h*w]
         node("Abs", ["split"], ["magnitude"]),

@@ -1,7 +1,7 @@
-"""Where does a difference arise? Every value inside the graphs is held against the same value of a reference.
+"""Finds the nodes at which a difference arises: every value inside the graphs is compared with the same value of a reference.
 
-Nodes carry the names of the PyTorch modules they stand for, so a value of the graph and a module's output meet by name. Each part
-(trunk, head) gets the reference's input: an error in one part is not seen in the next.
+Nodes have the names of the PyTorch modules they were lowered from, so values and module outputs are matched by name. Each part
+(trunk, head) gets the reference's input: an error in one part does not carry over to the next.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Values = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Origin:
-    """A node whose output lies above the tolerance while all its inputs lie below: here a difference arises.
+    """A node whose output is above the tolerance while all its inputs are below it: the difference arises here.
 
     Attributes:
         comparison: ``fp32 against the network``, ``fp16 against fp32``.
@@ -62,7 +62,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Bisection:
-    """All comparisons made: how many values each held against each other, the largest error, and the origins in graph order."""
+    """The result of all comparisons.
+
+    Attributes:
+        origins: in graph order.
+        summary: one line per comparison: how many values were compared, and the largest error.
+    """
 
     origins: list[Origin]
     summary: list[str]
@@ -84,11 +89,11 @@ class Bisection:
 
 
 def bisect(bundle: PathLike | Bundle, image: np.ndarray, *, checkpoint: PathLike | None = None) -> Bisection:
-    """Hold every value of the fp32 graphs against the network's, and those of each further precision against fp32.
+    """Compare every value of the fp32 graphs with the network's, and those of each further precision with fp32.
 
     Args:
-        image: uint8 [H, W, 3], sides multiples of f; all intermediate maps are held in memory: small will do.
-        checkpoint: as in ``verify``; without a network that comparison is left out, and the summary says why.
+        image: uint8 [H, W, 3], sides multiples of f. All intermediate maps are kept in memory: take a small image.
+        checkpoint: as in ``verify``; without a network that comparison is left out; the summary has the reason.
 
     Raises:
         BackendError: onnx is not installed.
@@ -116,7 +121,7 @@ Run = dict[Part, tuple[np.ndarray, Values]]
 
 
 def _every_value(bundle: Bundle, precision: str, image: np.ndarray, feeds: Mapping[Part, np.ndarray] | None) -> Run:
-    """Input and all values of every part; each part's input is taken from ``feeds``, else from the part before."""
+    """Input and all values of every part. The input of a part comes from ``feeds``, or from the part before where None."""
     found: Run = {}
     values = to_float(image)
     for part in _ENCODER:
@@ -219,15 +224,15 @@ def _limits(limits: Sequence[Tolerance]) -> str:
 
 
 def _errors(model: onnx.ModelProto, values: Values, wanted: Values) -> Iterator[tuple[onnx.NodeProto, float, float, bool]]:
-    """Every node with the error of its output, the largest of its inputs, and whether the reference has the value at all.
+    """Every node with the error of its output, the largest of its inputs, and whether the reference has the value.
 
-    A value the reference does not have is given the largest error among the inputs it was computed from.
+    A value that the reference does not have gets the largest error among its inputs.
     """
     errors: dict[str, float] = {}
     for node in model.graph.node:
-        before = float(np.max([errors.get(name, 0.0) for name in node.input], initial=0.0))  # not a number stays so
+        before = float(np.max([errors.get(name, 0.0) for name in node.input], initial=0.0))  # NaN stays NaN
         name = node.output[0]
-        # The last node of a graph writes the graph's output; its own name is still the module's.
+        # The last node of a graph writes the graph's output, but its name is still the module's.
         reference = wanted.get(node.name, wanted.get(name))
         measured = (
             reference is not None

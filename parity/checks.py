@@ -1,4 +1,4 @@
-"""The checks of a verification. Each takes a :class:`VerificationContext` and returns results; every figure is the worst over all images."""
+"""The checks of a verification. Each takes a :class:`VerificationContext` and returns results; each figure is the worst over all images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from mgvq_export.runtime.backend import Session
 from mgvq_export.runtime.images import to_float, to_uint8
 from mgvq_export.runtime.ort.sessions import OrtSession
 
-_ORACLE_SIDE = 64  # the oracle holds 4 * K bytes per latent position: larger latents are cut to this side, around their centre
+_ORACLE_SIDE = (
+    64  # the oracle takes 4 * K bytes per latent position: larger latents are cropped to this side, around their centre
+)
 
 CheckResults = Iterable[CheckResult]
 
@@ -73,7 +75,7 @@ def check_precision(context: VerificationContext) -> CheckResults:
 
 
 def _against_reference(context: VerificationContext, name: str) -> CheckResults:
-    """Rows of one precision. Where its plan states a budget, that is the limit; codes of an 8-bit encoder have no other."""
+    """Rows of one precision. A budget in its plan is the limit; codes of an 8-bit encoder have no other limit."""
     reference, tokenizer, plan = context.reference, context.tokenizer(name), context.bundle.plan(name)
     encoder, decoder = context.kinds(name)
     budgets = Budgets() if plan is None else plan.budgets
@@ -104,7 +106,7 @@ def _against_reference(context: VerificationContext, name: str) -> CheckResults:
 
 
 def _half(kind: str) -> str:
-    """The row for a comparison with fp32: a plan whose nodes are all fp32 is held to what fp16 is held to."""
+    """The tolerance for a comparison with fp32: for a plan whose nodes are all fp32, that of fp16."""
     return "fp16" if kind == "fp32" else kind
 
 
@@ -138,7 +140,7 @@ def check_backend(context: VerificationContext) -> CheckResults:
 
 
 def check_quantizer(context: VerificationContext) -> CheckResults:
-    """On identical latents: does every lowering of the operator give the oracle's codes, and the quantizer their rows?"""
+    """On identical latents: does every lowering of the operator give the oracle's codes, and the quantizer the rows of those codes?"""
     checks: list[CheckResult] = []
     if "fp32" not in context.bundle.precisions and context.network is None:
         why = f"the float32 codebook is needed: {context.no_network}"
@@ -190,7 +192,7 @@ def _centre(latent: np.ndarray) -> np.ndarray:
 
 
 def check_decoder(context: VerificationContext) -> CheckResults:
-    """On identical codes: groups left out, and against the network for every number of groups that is a power of two."""
+    """On identical codes: are groups that are left out set to zero, and do 1, 2, 4, ... groups give the network's pixels?"""
     precision, spec = context.reference, context.bundle.spec
     tokenizer = context.tokenizer(precision)
     name, image = context.sample
@@ -213,7 +215,7 @@ def check_decoder(context: VerificationContext) -> CheckResults:
 
 
 def check_graphs(context: VerificationContext) -> CheckResults:
-    """Do the graphs that are the same layers cut elsewhere (whole, trunk and head, fine and coarse) agree?"""
+    """Do the graphs that split the same layers differently (whole; trunk and head; fine and coarse) agree?"""
     checks = []
     image_name, image = context.sample
     for precision in context.bundle.precisions:
@@ -240,7 +242,7 @@ def check_graphs(context: VerificationContext) -> CheckResults:
 
 
 def check_batch(context: VerificationContext) -> CheckResults:
-    """Does an image give the same alone, in a batch, and in another place of the batch?"""
+    """Does an image give the same result alone, in a batch, and at another position of the batch?"""
     checks = []
     images = _same_size(context.images)
     for precision in context.bundle.precisions:
@@ -268,7 +270,7 @@ def check_batch(context: VerificationContext) -> CheckResults:
 
 
 def _same_size(images: Images) -> Images:
-    """All images cut to 256 pixels a side, or the smallest size among them; a single one is joined by its mirror image."""
+    """All images cropped to 256 pixels a side, or to the smallest among them; a single image gets its mirror image beside it."""
     height, width = (min(SAMPLE_SIDE, *(image.shape[axis] for image in images.values())) for axis in (0, 1))
     cut = {name: image[:height, :width] for name, image in images.items()}
     if len(cut) == 1:
@@ -307,14 +309,14 @@ def check_tiling(context: VerificationContext) -> CheckResults:
                 if np.isfinite(whole).all():
                     found_image = graphs.tiled_image(tokenizer, wanted_codes, plan)
                     steps.add(name, max_abs(found_image, to_uint8(whole)))
-                else:  # no 8-bit image can be made of it
+                else:  # values that are not finite have no 8-bit image
                     steps.add(name, math.nan)
         checks += [latent.result(), codes.result(), pixels.result(), steps.result()]
     return checks
 
 
 def check_round_trip(context: VerificationContext) -> CheckResults:
-    """How many codes does an image keep that is decoded and encoded again? A figure of the model, without a limit."""
+    """How many codes stay the same when a decoded image is encoded again? A figure of the model, without a limit."""
     question = "How many codes stay when a decoded image is encoded again?"
     precision = context.reference
     tokenizer = context.tokenizer(precision)

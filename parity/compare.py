@@ -24,13 +24,13 @@ class Worst:
     when_empty: str = "no image to compare on"
 
     def add(self, image: str, value: float) -> None:
-        """Take in the figure of one image. One that is not a number is worse than any other."""
+        """Add the figure of one image. NaN is worse than any number."""
         worse = self.value is None or (value < self.value if self.tolerance.at_least else value > self.value)
         if (worse or math.isnan(value)) and not (self.value is not None and math.isnan(self.value)):
             self.value, self.where = value, image
 
     def result(self) -> CheckResult:
-        """The answer; skipped when no image was taken in."""
+        """The result; skipped when no image was added."""
         if self.value is None:
             return CheckResult.skipped(self.name, self.question, self.when_empty)
         detail = f"worst: {self.where}" if self.where else ""
@@ -39,9 +39,9 @@ class Worst:
 
 @dataclass
 class CodeDifferences:
-    """Codes that differ between two ways, each with its margin (:func:`mgvq_export.ops.contract.near_tie_margins`).
+    """Codes that differ between two computations, each with its margin (:func:`mgvq_export.ops.contract.near_tie_margins`).
 
-    The figure is the largest margin; a difference whose margin is within the tolerance is a near-tie, any other is real.
+    The figure is the largest margin. A difference whose margin is within the tolerance is a near-tie; any other is a real difference.
     """
 
     name: str
@@ -55,7 +55,7 @@ class CodeDifferences:
     when_empty: str = "no image to compare on"
 
     def add(self, image: str, latent: np.ndarray, codebook: np.ndarray, codes: np.ndarray, reference: np.ndarray) -> None:
-        """Take in the codes [B, G, h, w] of one image; ``latent`` and ``codebook`` are those of ``reference``."""
+        """Add the codes [B, G, h, w] of one image; ``latent`` and ``codebook`` are those of ``reference``."""
         self.total += reference.size
         if codes.shape != reference.shape:
             self.invalid += reference.size
@@ -91,14 +91,14 @@ class CodeDifferences:
         return f"{text}, {kind}, largest margin {max(self.margins):.1g} ({self.worst_image}){first}"
 
     def result(self) -> CheckResult:
-        """The answer; skipped when no image was taken in."""
+        """The result; skipped when no image was added."""
         if not self.total:
             return CheckResult.skipped(self.name, self.question, self.when_empty)
         largest = math.inf if self.invalid else max(self.margins, default=0.0)
         return CheckResult.judged(self.name, self.question, largest, self.tolerance, self.detail)
 
     def agreement_result(self, tolerance: Tolerance) -> CheckResult:
-        """The answer when the share of equal codes is judged instead: precisions differ by more than rounding."""
+        """The result by the share of equal codes instead of margins, for precisions, which differ by more than rounding."""
         if not self.total:
             return CheckResult.skipped(self.name, self.question, self.when_empty)
         share = 0.0 if self.invalid else self.agreement

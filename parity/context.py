@@ -1,4 +1,4 @@
-"""What is verified: a bundle on one backend, images, and the PyTorch network where there is one; results are kept."""
+"""The context of a verification: bundle, backend, images, the PyTorch network if there is one, and cached results."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Images = Mapping[str, np.ndarray]
 
 @dataclass
 class VerificationContext:
-    """What is verified, and results that several checks need.
+    """Bundle, backend, images and network of a verification, with a cache of results that several checks need.
 
     Attributes:
         bundle: the bundle.
         images: name -> uint8 [H, W, 3], sides multiples of f.
         backend: backend of all tokenizers; it runs single graphs.
-        whole: a backend that runs whole images only (TensorRT engines), to be held against the reference; empty for none.
+        whole: a backend that runs whole images only (TensorRT engines), compared with the reference; empty for none.
         sizes: name -> height and width before padding, of the images that were padded.
-        network: the PyTorch network, or None; then ``no_network`` says why.
+        network: the PyTorch network, or None; ``no_network`` is then the reason.
     """
 
     bundle: Bundle
@@ -50,7 +50,7 @@ class VerificationContext:
 
     @property
     def reference(self) -> str:
-        """The precision others are held against."""
+        """The precision that others are compared with."""
         return "fp32" if "fp32" in self.bundle.precisions else self.bundle.precisions[0]
 
     def kinds(self, precision: str) -> tuple[str, str]:
@@ -59,13 +59,13 @@ class VerificationContext:
 
     @property
     def no_float(self) -> str:
-        """Why the graphs cannot be held against the network; empty when they can: one precision has no 8-bit nodes."""
+        """Why the reference precision cannot be compared with the network (it has 8-bit nodes); empty when it can."""
         if all(kind in FLOATS for kind in self.kinds(self.reference)):
             return ""
         return f"{self.reference} computes with 8 bits; export with --precision fp32 beside it to compare with the network"
 
     def tokenizer(self, precision: str, backend: str | None = None) -> Tokenizer:
-        """The tokenizer of a precision (and another backend than the one verified)."""
+        """The tokenizer of a precision, on the verified backend or on ``backend``."""
         key = (precision, backend or self.backend)
         if key not in self._tokenizers:
             self._tokenizers[key] = Tokenizer.open(self.bundle, backend=key[1], precision=precision, tiling="off")
@@ -110,12 +110,12 @@ class VerificationContext:
         return self.sizes.get(image) or self.images[image].shape[:2]
 
     def some_images(self, precision: str) -> list[str]:
-        """Names of the images to take where one is as good as another: all for the reference precision, the first for others."""
+        """Names of images for checks that need not see all: all for the reference precision, the first for others."""
         return list(self.images)[: None if precision == self.reference else 1]
 
     @property
     def sample(self) -> tuple[str, np.ndarray]:
-        """The first image and its name, cut to 256 pixels a side: enough where size does not matter."""
+        """Name and pixels of the first image, cropped to 256 pixels a side, for checks that do not depend on the size."""
         name, image = next(iter(self.images.items()))
         return name, np.ascontiguousarray(image[:SAMPLE_SIDE, :SAMPLE_SIDE])
 

@@ -1,4 +1,4 @@
-"""The graphs of a bundle run step by step on float arrays, so that every intermediate result can be compared."""
+"""Runs the graphs of a bundle step by step on float arrays, so that every intermediate result can be compared."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def pixels_of(tokenizer: Tokenizer, codes: np.ndarray, groups: int | None = None
 def codebook_of(tokenizer: Tokenizer) -> np.ndarray:
     """The unit rows float32 [G, K, d], read through the dequantizer by decoding every code once.
 
-    Exact when the graphs are float32; the quantizer graph has no part in it, so it can be held against them.
+    Exact when the graphs are float32. The quantizer graph is not used, so it can be compared with these rows.
     """
     spec = tokenizer.spec
     codes = np.broadcast_to(np.arange(spec.codes_per_group, dtype=np.int32), (1, spec.groups, 1, spec.codes_per_group))
@@ -62,9 +62,9 @@ def codebook_of(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def window_plan(size: tuple[int, int], reach: ReceptiveField, *, scale: int = 1) -> TilePlan:
-    """About three windows along each axis of a map [height, width]; one where the map is too small to be cut.
+    """About three windows along each axis of a map [height, width]; one where the map is too small.
 
-    The windows are as small as that allows: the more seams, the more there is to compare.
+    The windows are as small as possible: more seams are compared.
     """
     sides = []
     for side in size:
@@ -95,7 +95,7 @@ def tiled_image(tokenizer: Tokenizer, codes: np.ndarray, plan: TilePlan) -> np.n
 
 
 def probe_latents(codebook: np.ndarray, dtype: np.dtype) -> list[np.ndarray]:
-    """Latents [1, G*d, 1, n] of the cases where rules decide, and of every codebook row, so that no row goes unseen.
+    """Latents [1, G*d, 1, n] of the cases where rules decide, and of every codebook row, so that every row is tested.
 
     The first holds zeros of both signs, values that are not finite, and random values small and large; the others the rows
     themselves, some at a time.

@@ -1,4 +1,4 @@
-"""How far apart two images, latents or code maps are. Numpy only; arrays of equal shape, else :class:`InputError`."""
+"""Distances between two images, latents or code maps. Numpy only; arrays of equal shape, else :class:`InputError`."""
 
 import math
 
@@ -24,7 +24,7 @@ def relative_l2(values: np.ndarray, reference: np.ndarray) -> float:
 
 
 def max_abs(values: np.ndarray, reference: np.ndarray) -> float:
-    """The largest ``|values - reference|``, computed in float64; not a number where either holds one."""
+    """The largest ``|values - reference|``, computed in float64; NaN where either has NaN."""
     _check(values, reference)
     return float(np.max(np.abs(values.astype(np.float64) - reference.astype(np.float64)), initial=0.0))
 

@@ -1,4 +1,4 @@
-"""The PyTorch network as the reference: found, checked against the bundle, and run. Torch is imported when asked for only."""
+"""Finds the PyTorch network of a bundle, checks it against the bundle, and runs it as the reference. Torch is imported late."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a verification found: one result per question, and all of them together. Standard library only."""
+"""The results of a verification: one per check, and the report of all."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class CheckResult:
     """The result of one check.
 
     Attributes:
-        name: question, then what was compared, e.g. ``network/latent``.
-        question: the same as a sentence.
+        name: the check, then what was compared, e.g. ``network/latent``.
+        question: what was checked, as a question.
         status: ``passed``, ``FAILED``, ``reported`` (a figure without a limit) or ``skipped``.
         value: the figure; the worst of all images. None when skipped.
-        tolerance: the row of the table it is held against; None when there is no limit.
+        tolerance: its limit; None when there is none.
         detail: where the worst was, how many codes differ, or why it was skipped.
     """
 
@@ -38,7 +38,7 @@ class CheckResult:
 
     @classmethod
     def judged(cls, name: str, question: str, value: float, tolerance: Tolerance, detail: str = "") -> CheckResult:
-        """``value`` held against ``tolerance``."""
+        """Passed when ``value`` is within ``tolerance``, else failed."""
         status = PASSED if tolerance.holds(value) else FAILED
         return cls(name, question, status, value, tolerance, detail)
 
@@ -78,7 +78,7 @@ class ParityReport:
     """All results of one verification.
 
     Attributes:
-        checks: in the order asked.
+        checks: in the order run.
         facts: what was verified.
         required: checks that must have a result: those asked for by name; with ``strict`` all, and every result of them.
         strict: no result may be missing.

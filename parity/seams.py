@@ -1,4 +1,4 @@
-"""What window borders cost: error and mean-colour step across them, against the interior."""
+"""Errors at the borders of windows: error and step of the mean colour, compared with the interior."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Seams:
     Attributes:
         border_error: mean absolute difference of pixels beside a border.
         interior_error: the same, of all other pixels.
-        border_step: mean over borders and channels of how much the mean difference jumps from one side to the other. A colour shift
-            of one window against its neighbour shows here, even where every single pixel is off by little.
-        interior_step: the same across lines midway between borders: what the network's own noise gives.
+        border_step: mean over borders and channels of the jump of the mean difference across the border. A colour shift
+            between neighbouring windows shows here even where each pixel is off by little.
+        interior_step: the same across lines midway between borders: the level without a border.
     """
 
     border_error: float

@@ -1,4 +1,4 @@
-"""The one table of tolerances: how far two ways of computing the same thing may lie apart, and why. Standard library only."""
+"""The table of tolerances: how far two computations of the same values may differ, and why. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Tolerance:
     """One row of the table.
 
     Attributes:
-        name: what code and reports call it.
-        limit: the value that still passes.
+        name: as code and reports use it.
+        limit: the last value that passes.
         unit: unit of value and limit; empty for a ratio.
         reason: why this limit and no other.
         at_least: whether the value must reach the limit (PSNR, agreement) instead of staying below it (errors).
@@ -27,7 +27,7 @@ class Tolerance:
     at_least: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` is within the limit. A value that is not a number never is."""
+        """Whether ``value`` is within the limit; NaN never is."""
         return value >= self.limit if self.at_least else value <= self.limit
 
     def __str__(self) -> str:

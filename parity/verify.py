@@ -1,4 +1,4 @@
-"""Does a bundle compute what its network computes? One check at a time, each with its own figure and tolerance."""
+"""Checks that a bundle computes what its network computes; each check has its own figure and tolerance."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def verify(
     progress: Callable[[str, int], None] = lambda question, done: None,
     reports: Sequence[PathLike] = (),
 ) -> ParityReport:
-    """Ask every question, or those named in ``only`` (:data:`CHECKS`), of ``bundle`` on ``images`` (three sample photos if none).
+    """Run all checks, or those named in ``only`` (:data:`CHECKS`), on ``bundle`` with ``images`` (three sample photos if none).
 
     Args:
-        backend: as in ``Tokenizer.open``. One other than ``ort-cpu`` is also held against ``ort-cpu``; TensorRT engines by the
+        backend: as in ``Tokenizer.open``. One other than ``ort-cpu`` is also compared with ``ort-cpu``; TensorRT engines by the
             check ``backend`` alone, as they run whole images only.
         checkpoint: what the bundle was exported from, when it is no longer where it was; checks that need the PyTorch
             network are skipped, with the reason, when there is none.
@@ -58,7 +58,7 @@ def verify(
         The report; :meth:`ParityReport.raise_if_failed` turns a difference into an error.
 
     Raises:
-        InputError: an unknown question, an image that cannot be read, or a report that cannot be written.
+        InputError: an unknown check, an image that cannot be read, or a report that cannot be written.
         BundleError, BackendError, CheckpointError: as ``Tokenizer.open`` and ``load_checkpoint`` raise them.
     """
     unknown = [name for name in only if name not in CHECKS]
@@ -74,7 +74,7 @@ def verify(
         context = stack.enter_context(contextlib.closing(_make_context(bundle, paths, asked, checkpoint)))
         with Tokenizer.open(bundle, backend=backend) as tokenizer:
             context.backend = tokenizer.backend
-            if tokenizer.implementation.graphs is None:  # it runs whole images: single graphs are looked at on the CPU
+            if tokenizer.implementation.graphs is None:  # it runs whole images only: single graphs run on the CPU
                 context.backend, context.whole = "ort-cpu", tokenizer.backend
         report = ParityReport(required=tuple(only), strict=strict)
         for done, name in enumerate(asked):

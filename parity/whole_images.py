@@ -1,4 +1,4 @@
-"""A backend that runs whole images only (TensorRT engines) against the reference precision on ONNX Runtime."""
+"""Compares a backend that runs whole images only (TensorRT engines) with the reference precision on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mgvq_export.runtime.images import to_uint8
 def check_whole_images(context: VerificationContext) -> Iterable[CheckResult]:
     """Are its codes those of the reference, and does it decode the same codes to the same image? In every precision it runs.
 
-    Images that it cannot run, for want of an engine of their size, are left out; without any, the rows say why.
+    Images without an engine of their size are left out; if none is left, the results have the reason.
     """
     checks: list[CheckResult] = []
     reference, spec = context.reference, context.bundle.spec
     for precision in context.bundle.precisions:
         plan = context.bundle.plan(precision)
         budgets = Budgets() if plan is None else plan.budgets
-        # Against another precision and another library fp32 is held to no more than fp16 is.
+        # Compared with another precision and another library, fp32 has fp16's limits.
         encoder, decoder = ("fp16" if kind in FLOATS else kind for kind in context.kinds(precision))
         prefix = f"backend/{precision}"
         question = f"Are enough codes of {context.whole} in {precision} those of {reference} on the CPU?"
@@ -47,6 +47,8 @@ def check_whole_images(context: VerificationContext) -> Iterable[CheckResult]:
             quality.add(name, psnr(image, to_uint8(context.pixels(name, reference))))
         agreement = codes.agreement_result(budget(tolerance("agreement", "fp16"), budgets.min_code_agreement))
         if encoder not in FLOATS and budgets.min_code_agreement is None and agreement.status != SKIPPED:
-            agreement = replace(agreement, status=REPORTED, tolerance=None)  # nothing says how many codes 8 bits may change
+            agreement = replace(
+                agreement, status=REPORTED, tolerance=None
+            )  # without a budget there is no limit for the codes that 8 bits may change
         checks += [agreement, quality.result()]
     return checks

@@ -1,4 +1,4 @@
-"""GPU acceptance: the bundle with synthetic weights that the sections about ONNX Runtime and TensorRT share, and what they compare."""
+"""GPU acceptance: the bundle with synthetic weights that the sections about ONNX Runtime and TensorRT share, and their comparisons."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def onnxruntime_section(options: GpuOptions) -> Iterator[Row]:
     from mgvq_export.model.synthetic import synthetic_image
 
     backend = "ort-cpu" if options.dry_run else "ort-cuda"
-    check_onnxruntime(backend)  # before anything takes long
+    check_onnxruntime(backend)  # before the long steps
     bundle = shared_bundle(options)
     image = synthetic_image(*options.small)
     reference = run_graphs(bundle, "fp32", "ort-cpu", image)

@@ -30,7 +30,7 @@ from mgvq_export.runtime.tensorrt.session import TensorRtOptions
 from mgvq_export.runtime.tokenizer import Tokenizer
 
 PRECISION = "fp16"
-WINDOWS = 4  # at once: of 768x768 they are fewer pixels than an untiled 2560x1440, so memory that holds that holds them
+WINDOWS = 4  # windows run at once: of 768x768 they have fewer pixels than an untiled 2560x1440, so they fit where that fits
 GOALS = {"encode": 50, "decode": 65}  # milliseconds
 EXAMPLE = Path(mgvq_export.__file__).with_name("examples") / "embed_trt.py"
 
@@ -38,7 +38,7 @@ EXAMPLE = Path(mgvq_export.__file__).with_name("examples") / "embed_trt.py"
 def tensorrt_section(options: GpuOptions) -> Iterator[Row]:
     """Build / Compare with float32 / Tiled against untiled / Times / The embedding example."""
     try:
-        machine = find_machine()  # before anything takes long
+        machine = find_machine()  # before the long steps
     except BackendError as error:
         raise CannotRun(str(error)) from None
     check_onnxruntime("ort-cpu")
@@ -119,7 +119,7 @@ def _tiled_against_untiled(bundle: Bundle, image: np.ndarray, options: GpuOption
         tiled = tokenizer.encode(image)
         tiled_pixels = tokenizer.decode(tokens)
     name = f"tiled against untiled, {pixels(options.large)}"
-    # Kernels may differ between the two shapes, and with them the last bit: what float16 against float32 may, this may too.
+    # Kernels may differ between the two shapes, and so the last bit: the limits of float16 against float32 apply.
     row = Row.judged(f"{name}: equal codes", agreement(tiled.codes, tokens.codes), tolerance("agreement", "fp16"))
     row.facts["note"] = plan
     yield row
@@ -130,7 +130,7 @@ def _tiled_against_untiled(bundle: Bundle, image: np.ndarray, options: GpuOption
 def _times(bundle: Bundle, image: np.ndarray, options: GpuOptions, gpu: str) -> Iterator[Row]:
     for tile in (None, options.tile):
         for cuda_graphs in (True, False):
-            judged = tile is None and cuda_graphs  # how the image is run unless told otherwise; the others stand beside it
+            judged = tile is None and cuda_graphs  # the default run; the others are compared with it
             name = f"{pixels(options.large)}, {_tiling_label(tile)}, {'CUDA graphs' if cuda_graphs else 'no CUDA graphs'}"
             with open_tokenizer(bundle, tile=tile, cuda_graphs=cuda_graphs) as tokenizer:
                 tokens = tokenizer.encode(image)
@@ -140,14 +140,14 @@ def _times(bundle: Bundle, image: np.ndarray, options: GpuOptions, gpu: str) -> 
 
 
 def _goal(verb: str, options: GpuOptions, gpu: str = "") -> dict[str, Any]:
-    """What is wanted of the released network at 2560x1440, copies included: a limit on the ``gpu`` it was set for."""
+    """The goal for the released network at 2560x1440, copies included; it is a limit on the ``gpu`` it was set for only."""
     if (options.spec.name, options.large) != ("mgvq-f16c32-g8", (1440, 2560)):
         return {}
     return goal(GOALS[verb], gpu)
 
 
 def _example(bundle: Bundle, image: np.ndarray, options: GpuOptions) -> Iterator[Row]:
-    """The program of docs/embedding.md, which uses nothing of ours, gives the tokenizer's codes and pixels."""
+    """The program of docs/embedding.md, which does not use this package, gives the tokenizer's codes and pixels."""
     engines = engine_folder(bundle)
     source, target = options.folder / "image.npy", options.folder / "again.npz"
     np.save(source, image)

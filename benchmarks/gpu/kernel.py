@@ -57,7 +57,7 @@ class GpuKernel:
 
     Attributes:
         name: of the GPU.
-        note: how the kernel came to the GPU when not as the PTX that engines carry; else empty.
+        note: how the kernel was loaded when not as the PTX that engines carry; else empty.
 
     Raises :class:`CannotRun` without a GPU, its driver or NVRTC, :class:`BackendError` at every failed call.
     """
@@ -94,7 +94,9 @@ class GpuKernel:
         )
         problem = driver_problem(nvrtc_version(), driver_version())
         if problem is None:
-            return compile_ptx(kernel_architecture(10 * major + minor)) + b"\0", ""  # the driver wants the NUL, TensorRT does not
+            return compile_ptx(
+                kernel_architecture(10 * major + minor)
+            ) + b"\0", ""  # the driver needs the NUL, TensorRT must not have it
         return compile_cubin(10 * major + minor)[0], f"machine code for this GPU, engines cannot be built yet: {problem}"
 
     def run(self, latent: np.ndarray, codebook: np.ndarray, *, repeats: int = 0) -> tuple[np.ndarray, list[float]]:
@@ -161,7 +163,7 @@ def kernel_section(options: GpuOptions) -> Iterator[Row]:
 
 
 def torch_section(options: GpuOptions) -> Iterator[Row]:
-    """What torch takes for the same codes: cdist/argmin and matmul/argmax, in float32."""
+    """The time of torch for the same codes: cdist/argmin and matmul/argmax, in float32."""
     import_torch(options)
     sizes = {"dry run 2x64x4": (1, 2, 64, 4, 6, 8)} if options.dry_run else REAL_SIZES
     for name, shape in sizes.items():

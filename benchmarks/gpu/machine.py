@@ -1,4 +1,4 @@
-"""GPU acceptance: the machine it runs on, the GPU as CUDA's driver sees it, and why there is none."""
+"""GPU acceptance: the machine, the GPU as CUDA's driver reports it, and the reason when there is none."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def gpu_problem() -> str | None:
 
 
 def describe_run() -> dict[str, Any]:
-    """Date, GPU, driver and versions of what the figures depend on; values that cannot be had are None."""
+    """Date, GPU, driver and versions of what the figures depend on; values that are not available are None."""
     driver = driver_version()
     found = {name: package_version(name) for name in _PACKAGES}
     return {
@@ -82,7 +82,7 @@ def _nvrtc() -> str | None:
 
 
 def _gpu_facts() -> dict[str, str] | None:
-    """What nvidia-smi says of the GPU that is used: name, driver, memory, and clocks before the run."""
+    """From nvidia-smi, of the GPU that is used: name, driver, memory, and clocks before the run."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
@@ -97,7 +97,7 @@ def _gpu_facts() -> dict[str, str] | None:
 
 
 def _gpu_address() -> str:
-    """What nvidia-smi calls CUDA's first GPU: its numbers are not CUDA's, which knows CUDA_VISIBLE_DEVICES and an order of its own."""
+    """What nvidia-smi calls CUDA's first GPU: its numbers differ from CUDA's, which follow CUDA_VISIBLE_DEVICES and another order."""
     try:
         from cuda.bindings import driver
 

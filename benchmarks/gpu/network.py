@@ -85,7 +85,7 @@ def _results(network: MGVQ, image: Tensor, codes: np.ndarray | None = None) -> R
 def single_results(bundle: Bundle, image: np.ndarray, options: GpuOptions) -> Results:
     """Image float32 [1, 3, H, W] through the network of ``bundle`` in float32 on the device, TF32 off.
 
-    Raises :class:`CannotRun` where that cannot be: without PyTorch or a GPU for it, without the weights, with too little memory.
+    Raises :class:`CannotRun` without PyTorch or a GPU for it, without the weights, with too little memory.
     """
     torch = import_torch(options)
     reference = find_network(bundle)
@@ -99,7 +99,7 @@ def single_results(bundle: Bundle, image: np.ndarray, options: GpuOptions) -> Re
     except torch.cuda.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
     del network
-    _free(options)  # outside of the handler, where the error no longer holds what was computed so far
+    _free(options)  # outside of the handler, where the error no longer keeps the arrays alive
     if found is None:
         raise CannotRun(f"PyTorch in float32: {reason}")
     return found
@@ -129,7 +129,7 @@ BASELINES = (
 
 
 def peers_section(options: GpuOptions) -> Iterator[Row]:
-    """What PyTorch takes for one image, numpy to numpy as engines are timed, and the share of the GPU's peak that it reaches."""
+    """The time of PyTorch for one image, numpy to numpy as engines are timed, and the share of the GPU's peak that it reaches."""
     torch = import_torch(options)
     from mgvq_export.model.synthetic import synthetic_image, synthetic_network
 
@@ -249,7 +249,7 @@ def count_work(spec: Any, size: Size) -> dict[str, int]:
 
 
 def _ceiling(options: GpuOptions, *, half: bool, tf32: bool) -> float:
-    """Operations per second of a large square matrix product on random values: what the GPU can do, not what its data sheet says."""
+    """Operations per second of a large square matrix product on random values: the measured peak of the GPU, not that of its data sheet."""
     import torch
 
     dtype = torch.float16 if half and not options.dry_run else torch.float32

@@ -1,4 +1,4 @@
-"""What the sections of the GPU acceptance take and give: options, rows with a verdict or a figure, and why one cannot run."""
+"""Options and results of the sections of the GPU acceptance: rows with a verdict or a figure, and why a section cannot run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mgvq_export.core.spec import VARIANTS, ModelSpec
 from mgvq_export.core.units import Size
 from mgvq_export.parity.tolerances import Tolerance
 
-_ENGINE_RUNS = 5  # times as many: of 20 times, p99 is nearly the largest
+_ENGINE_RUNS = 5  # times as many: of 20 runs, p99 is nearly the largest
 
 
 class CannotRun(BackendError):
-    """This machine lacks what a section needs. Raised before it has begun: whatever fails later is a failure."""
+    """This machine lacks what a section needs. Raised before it has begun; later errors count as failures."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class GpuOptions:
     """What is run, and how large.
 
     Attributes:
-        device: ``cuda``, or ``cpu`` for a dry run: the same code without a GPU; its times mean nothing.
+        device: ``cuda``, or ``cpu`` for a dry run: the same code without a GPU; its times are meaningless.
         spec: the network; its weights are synthetic.
         check: size of the image on which the CPU checks the device, (height, width) in pixels.
         small: size of the smaller images, (height, width) in pixels.
         large: size of the larger images, on which everything is timed.
         tile: windows of the tiled engines, (height, width) in pixels.
         repeats: timed runs of each; engines are run more often (:attr:`engine_repeats`).
-        ceiling: side of the square matrices whose product says what the GPU can do.
+        ceiling: side of the square matrices whose product measures the GPU's peak.
         compiler: ``torch.compile``'s backend.
         folder: where the bundle and its engines are made, by the first section that needs them.
     """
@@ -63,7 +63,7 @@ class GpuOptions:
 
     @property
     def dry_run(self) -> bool:
-        """Whether the CPU stands in for the GPU; its times mean nothing."""
+        """Whether the CPU stands in for the GPU; its times are meaningless."""
         return self.device != "cuda"
 
 
@@ -81,11 +81,11 @@ class Row:
     """One line of the table.
 
     Attributes:
-        check: what was looked at.
+        check: what was checked.
         value: what was found; a string where there is no figure.
         unit: of ``value``.
         ok: the verdict; None for a plain figure.
-        facts: more of it for the JSON document: the limit and its reason, percentiles.
+        facts: further facts for the JSON document: the limit and its reason, percentiles.
     """
 
     check: str
@@ -102,7 +102,7 @@ class Row:
 
     @classmethod
     def timed(cls, check: str, milliseconds: Sequence[float], *, at_most: float | None = None, **facts: Any) -> Row:
-        """The median of some times, judged when it must be ``at_most`` so many; the other percentiles stand beside it."""
+        """The median of some times, judged when it must be ``at_most`` so many; the other percentiles are facts."""
         found = Percentiles.of(milliseconds)
         facts |= {"p90": found.p90, "p99": found.p99, "count": len(milliseconds)}
         if at_most is None:
@@ -120,12 +120,12 @@ class Row:
 
 
 def pixels(size: Size) -> str:
-    """``2560x1440``: width x height, as images are spoken of."""
+    """``2560x1440``: width x height, as sizes are written."""
     return f"{size[1]}x{size[0]}"
 
 
 def goal(milliseconds: float, gpu: str) -> dict[str, Any]:
-    """What :meth:`Row.timed` is told of a goal set for an H200: a limit where ``gpu`` is one, elsewhere a note."""
+    """Arguments of :meth:`Row.timed` for a goal set for an H200: a limit where ``gpu`` is one, elsewhere a note."""
     if re.search(r"\bH200\b", gpu):  # a GH200 is another
         return {"at_most": milliseconds}
     return {"note": f"wanted on an H200: at most {milliseconds:g} ms"}

@@ -10,7 +10,7 @@ from mgvq_export.benchmarks.gpu.report import GpuOptions
 _WARM_UP_SECONDS = 0.3  # an idle GPU's clocks take about so long to rise
 _WARM_UP_RUNS = 3  # the first ones compile, choose algorithms and capture graphs
 _MOST_LAUNCHES = 20
-_BURST_MS = 10.0  # beside so many, what is not the work itself is nothing
+_BURST_MS = 10.0  # so many that the time besides the work is negligible
 
 
 def wall_times(action: Callable[[], object], repeats: int, *, dry_run: bool = False) -> list[float]:
@@ -30,14 +30,14 @@ def wall_times(action: Callable[[], object], repeats: int, *, dry_run: bool = Fa
 def burst_times(burst: Callable[[int], float], repeats: int) -> list[float]:
     """Milliseconds of one launch, ``repeats`` times, on a GPU that is warm.
 
-    One launch alone would be timed with the gap until Python has queued it, which is half of what a short kernel takes. So
-    short ones are timed many in a row, which the gap is there once for.
+    The time of one launch would include the gap until Python has queued it, about half the time of a short kernel. So
+    short ones are timed many in a row, with one gap for all.
 
     Args:
         burst: queues so many launches and waits; gives the milliseconds from before the first to after the last.
     """
     begun, done, launches = time.perf_counter(), 0, 1
-    while _is_cold(begun, done):  # asked after each burst: on a driver that is slow, two are enough
+    while _is_cold(begun, done):  # checked after each burst: with a slow driver, two are enough
         each = burst(launches) / launches
         done += launches
         launches = min(_MOST_LAUNCHES, max(1, round(_BURST_MS / max(each, 1e-3))))

@@ -1,7 +1,7 @@
 """Floating-point operations of an ONNX graph at given input shapes, counted node by node.
 
-What counts: convolutions, matrix products and ``mgvq::GroupedArgmin``, two operations per multiplication and addition. Elementwise
-work, norms and additions of biases are left out, as is usual: they are about a hundredth of the whole, and bound by memory.
+Counted: convolutions, matrix products and ``mgvq::GroupedArgmin``, two operations per multiplication and addition. Elementwise
+work, norms and additions of biases are left out, as is usual: about one per cent, and bound by memory.
 Padding counts as if it were data, as the kernels compute it.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Shape = Sequence[int]
 
-# Operators that multiply and that nothing here counts: a graph with one of them has no honest total.
+# Operators that multiply but are not counted: a graph with one of them is refused, as its total would be too small.
 _UNCOUNTED = {
     ("", op)
     for op in (
@@ -38,7 +38,7 @@ _UNCOUNTED = {
 
 
 def graph_flops(path: Path, shapes: Mapping[str, Shape]) -> int:
-    """Operations of the graph at ``path`` for inputs of ``shapes`` (name -> sizes). The weights need not be there.
+    """Operations of the graph at ``path`` for inputs of ``shapes`` (name -> sizes). The weights file is not read.
 
     Raises:
         InputError: ``shapes`` do not fit the inputs, or the graph has a multiplying operator that is not counted.

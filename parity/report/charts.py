@@ -16,7 +16,7 @@ from mgvq_export.parity.report.tables import printable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Legible on white and on near-black alike.
+# Legible on a light and on a dark page.
 _COLOURS = ("#3b82c4", "#cf6f17", "#2f9e6e", "#c2527c", "#8468c9", "#8a8420")
 _INK = "#010203"  # stands for the page's text colour while matplotlib draws
 _COLOURMAP = "inferno"
@@ -141,14 +141,14 @@ def _label(index: int, name: str) -> str:
 
 
 def _svg(draw: Callable[[Axes], None], title: str, height: float = 2.6) -> str:
-    """What ``draw`` puts on axes, as an ``svg`` element with ``title`` for readers who do not see it."""
+    """What ``draw`` puts on axes, as an ``svg`` element with ``title`` for screen readers."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedFormatter, FuncFormatter, NullFormatter
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
-        warnings.filterwarnings("ignore", "Glyph")  # the page's fonts may have what matplotlib's own has not
+        warnings.filterwarnings("ignore", "Glyph")  # the page's fonts may have glyphs that matplotlib's own lacks
         figure = Figure(figsize=(4.4, height), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()

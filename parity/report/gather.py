@@ -1,6 +1,6 @@
-"""Takes what a report shows: from the results that the checks left with the :class:`VerificationContext`, and by a few runs more.
+"""Gathers the data of a report, from the results cached in the :class:`VerificationContext` and from a few more runs.
 
-The photos, the maps of codes and the pixels cost decoding fewer groups only; windows, times and memory are run for the report.
+Photos, maps of codes and pixels take decodings of fewer groups only; windows, times and memory are measured for the report.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "onnxruntime-extensions"
 def gather(
     context: VerificationContext, report: ParityReport, progress: Callable[[str, int], None] = lambda step, done: None
 ) -> ReportData:
-    """Everything a report shows of ``context``. A section that cannot be made is left out, and :attr:`ReportData.missing` says why.
+    """The data of a report on ``context``. A section that cannot be made is left out; :attr:`ReportData.missing` has the reason.
 
     ``progress`` is called with each section and the number of those done before it.
     """
@@ -64,7 +64,7 @@ def gather(
         progress(name, done)
         try:
             step(context, data)
-        except MgvqError as error:  # a bundle that fails its checks gets a report all the same
+        except MgvqError as error:  # a bundle that fails its checks still gets a report
             data.missing[name] = str(error)
     return data
 
@@ -145,7 +145,7 @@ def _codes(context: VerificationContext, data: ReportData) -> None:
 
 
 def _valid_codes(context: VerificationContext, name: str, precision: str, backend: str | None = None) -> np.ndarray:
-    """The codes of an image; :class:`InputError` when some are out of range: nothing can be looked up with these."""
+    """The codes of an image; :class:`InputError` when some are out of range, which cannot be decoded."""
     codes = context.codes(name, precision, backend)
     if codes.min() < 0 or codes.max() >= context.bundle.spec.codes_per_group:
         raise InputError(f"{precision} gives codes out of range for {name}: {codes.min()} to {codes.max()}")
@@ -153,7 +153,7 @@ def _valid_codes(context: VerificationContext, name: str, precision: str, backen
 
 
 def _tiling(context: VerificationContext, data: ReportData) -> None:
-    """The first image that can be cut: exact windows and blended tiles of the same size, against one window."""
+    """The first image that is large enough: exact windows and blended tiles of the same size, compared with one window."""
     reference, spec = context.reference, context.bundle.spec
     for name in _shown(context):
         plans = _tiling_plans(context, name)
@@ -186,7 +186,7 @@ def _tiling(context: VerificationContext, data: ReportData) -> None:
 
 
 def _tiling_plans(context: VerificationContext, name: str) -> dict[str, tuple[TrunkPlan, TrunkPlan]]:
-    """mode -> plans to encode and decode, with tiles of about half the image's sides; empty when that is too small."""
+    """mode -> plans to encode and decode, with tiles of about half the image's sides; empty when the image is too small."""
     f = context.bundle.spec.downsample
     height, width = context.images[name].shape[:2]
     plans: dict[str, tuple[TrunkPlan, TrunkPlan]] = {}
@@ -204,7 +204,7 @@ def _tiling_plans(context: VerificationContext, name: str) -> dict[str, tuple[Tr
 
 
 def _time(context: VerificationContext, data: ReportData) -> None:
-    """Encoding and decoding the first image in memory, in every precision, in turn; one round goes before to warm up."""
+    """Encoding and decoding the first image in memory, in every precision, in turns, after a round to warm up."""
     name = next(iter(context.images))
     size = context.size(name)
     image = np.ascontiguousarray(crop(context.images[name], size))

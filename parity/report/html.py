@@ -1,4 +1,4 @@
-"""A report as one HTML page that holds all it shows: pictures as data, charts as SVG, no request to anywhere."""
+"""A report as one self-contained HTML page: pictures as data addresses, charts as SVG, no requests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MARKS = {"passed": "✓", "FAILED": "✗", "reported": "•", "skipped": "○"}
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the page: its address, which is its data, its size, and what it shows, in words."""
+    """An image of the page: its data address, its size, and its description as text."""
 
     uri: str
     width: int
@@ -40,7 +40,7 @@ class Picture:
 
 
 def html(data: ReportData) -> str:
-    """The page. Needs jinja2 and matplotlib; everything that is not ours is escaped."""
+    """The page. Needs jinja2 and matplotlib; all text that is not from this package is escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -74,7 +74,7 @@ def html(data: ReportData) -> str:
 
 
 def _safe(text: str) -> Markup:
-    """Text of this package that goes into the page as it is."""
+    """Text of this package, put into the page without escaping."""
     from markupsafe import Markup
 
     return Markup(text)
@@ -85,7 +85,7 @@ def _cell(value: object) -> object:
 
 
 def _families(data: ReportData) -> list[tuple[str, list[list[str]]]]:
-    """The rows of the checks, those of one question together."""
+    """The rows of the checks, grouped by check."""
     rows = [check_row(check) for check in data.report.checks]
     return [(family, list(group)) for family, group in itertools.groupby(rows, lambda row: row[0].split("/")[0])]
 
@@ -124,7 +124,7 @@ def _photos(data: ReportData) -> list[dict[str, object]]:
 
 
 def _error_top(photos: list[Photo]) -> int:
-    """The end of the colour scale, the same for all photos: 1 value in 1000 may lie above."""
+    """The end of the colour scale, the same for all photos: 1 value in 1000 may be larger."""
     if not photos:
         return 8
     total = np.sum([photo.histogram for photo in photos], axis=0)

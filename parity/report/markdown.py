@@ -1,4 +1,4 @@
-"""A report as Markdown: what the page says, without the pictures."""
+"""A report as Markdown: the text and tables of the page, without the pictures."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _text(value: object) -> str:
-    """One line in which nothing is taken for markup."""
+    """The value on one line, with Markdown markup escaped."""
     line = printable(" ".join(str(value).split()))
     return re.sub(r"([\\`*_\[\]|~$]|<(?=[A-Za-z/!?])|&(?=#?\w+;))", r"\\\1", line)

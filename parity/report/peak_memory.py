@@ -1,4 +1,4 @@
-"""Predicted against measured peak memory, each plan in a process of its own: what else this one holds would be counted too.
+"""Predicted against measured peak memory, each plan in a process of its own, since the memory of this one would be counted too.
 
 The process runs :func:`main` with the arguments BUNDLE BACKEND PRECISION HEIGHT WIDTH whole|tiled and prints one JSON row per direction.
 """
@@ -24,8 +24,8 @@ from mgvq_export.runtime.tiling.memory import forget_peak, peak_bytes, resident_
 from mgvq_export.runtime.tiling.windows import TrunkPlan
 from mgvq_export.runtime.tokenizer import Tokenizer
 
-_PLENTY = 2**62  # a limit that every plan keeps; one has to be given for freed memory to be returned
-_SHARES = (1 / 2, 2 / 3, 3 / 4, 9 / 10)  # of what one window takes beside the loaded graphs
+_PLENTY = 2**62  # a limit that every plan meets; glibc returns freed memory only when one is given
+_SHARES = (1 / 2, 2 / 3, 3 / 4, 9 / 10)  # of what one window takes in addition to the loaded graphs
 _SMALL = 64  # pixels a side of the image coded first
 
 
@@ -34,10 +34,10 @@ def measure_peaks(
 ) -> list[MemoryRow]:
     """Encoding and decoding an image of ``size`` (height, width), in one window or, ``tiled``, where less memory is allowed.
 
-    The process has coded a small image before: the first use loads code that no plan speaks of.
+    The process codes a small image first: the first use loads libraries, whose memory is not part of any plan.
 
     Raises:
-        BackendError: the backend's memory is not this process's, or the system does not tell a process's peak.
+        BackendError: the backend's memory is not this process's, or the system does not report a process's peak.
         InputError: no plan fits.
     """
     if backend not in ON_HOST:
@@ -56,7 +56,7 @@ def measure_peaks(
 
 
 def run(bundle: Path, backend: str, precision: str, size: tuple[int, int], *, tiled: bool) -> Iterator[MemoryRow]:
-    """Encode and decode noise; what was predicted and what this process reached."""
+    """Encode and decode noise; yields predicted and measured peak memory."""
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     small = np.ascontiguousarray(noise[:_SMALL, :_SMALL])
     with _open(bundle, backend, precision) as tokenizer:
@@ -78,7 +78,7 @@ def _open(bundle: Path, backend: str, precision: str) -> Tokenizer:
 
 
 def _plan(tokenizer: Tokenizer, find: Callable[[Tokenizer], TrunkPlan], tiled: bool) -> tuple[TrunkPlan, int | None]:
-    """A plan and its limit: one window and None; ``tiled``, the plan under the first limit of :data:`_SHARES` that can be kept."""
+    """A plan and its limit: one window and None; if ``tiled``, the plan under the first limit of :data:`_SHARES` that can be met."""
     plan = find(tokenizer)
     if not tiled:
         return plan, None

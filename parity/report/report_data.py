@@ -1,4 +1,4 @@
-"""What a report shows beside the checks: pictures and figures of one verification. JSON-ready but for the pictures."""
+"""The data of a report besides the checks: pictures and figures of one verification. All but the pictures are JSON-ready."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mgvq_export.parity.seams import Seams
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-_PICTURE = {"json": False}  # arrays: shown, but no part of the JSON
+_PICTURE = {"json": False}  # arrays: shown in the report, left out of the JSON
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class CodeMap:
-    """Where the codes of one image differ between two ways of computing them.
+    """Where the codes of one image differ between two computations.
 
     Attributes:
         comparison: ``fp16 against fp32``.
@@ -83,11 +83,11 @@ class TilingRow:
     Attributes:
         mode: ``exact`` or ``blend``.
         photo: name of the image.
-        encode_plan, decode_plan: the windows, in words.
+        encode_plan, decode_plan: the windows, as text.
         codes, codes_changed: codes in all, and those that encoding in windows changes.
         largest_error: of decoding the same codes in windows, in 8-bit steps.
         psnr_db: of that decoding against the decoding in one window; infinite when equal.
-        seams: what the borders cost.
+        seams: errors at the borders of windows.
         error: largest absolute difference over the channels, uint8 [H, W].
     """
 
@@ -107,7 +107,7 @@ class TilingRow:
 class TimeRow:
     """Seconds of encoding or decoding one image in memory, untiled: each run, taken in turn with the other rows.
 
-    ``precision``: and the backend, where the precision runs on another besides.
+    ``precision``: with the backend, where it is not the one verified.
     """
 
     precision: str
@@ -138,16 +138,16 @@ class MemoryRow:
 
 @dataclass
 class ReportData:
-    """A verification and what a report shows of it.
+    """The data of a report on one verification.
 
     Attributes:
         report: the checks.
-        reference: precision of the photos, and what other precisions are held against.
+        reference: precision of the photos, and what other precisions are compared with.
         created: date and time, ISO 8601 with the offset from UTC.
         about: section -> rows of name and value: the model, the bundle, packages, the machine.
         files: path in the bundle, bytes and SHA-256 of every graph and weights file.
         photos, codes, tiling, time, memory: the sections.
-        missing: section -> why it is not there, or not whole.
+        missing: section -> why it is missing or incomplete.
     """
 
     report: ParityReport

@@ -1,4 +1,4 @@
-"""The words and figures of a report, section by section: HTML and Markdown both show these, so that they say the same."""
+"""Text and tables of a report, section by section, shared by HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def headline(data: ReportData) -> str:
 
 
 def facts(data: ReportData) -> list[tuple[str, str]]:
-    """What was verified, in a few names and values."""
+    """What was verified: names and values."""
     known: Mapping[str, object] = data.report.facts
     names = {"model": "model", "bundle": "bundle", "backend": "backend", "precisions": "precisions", "images": "images, padded"}
     rows = [(name, _fact(known[key])) for key, name in names.items() if key in known]
@@ -75,7 +75,7 @@ def _fact(value: object) -> str:
 
 
 def check_table(data: ReportData) -> Table:
-    """Every check, in the order asked."""
+    """Every check, in the order run."""
     columns = ("check", "question", "value", "limit", "reason of the limit", "result", "detail")
     return Table(columns, [check_row(check) for check in data.report.checks])
 
@@ -220,7 +220,7 @@ def format_psnr(value: float) -> str:
 
 
 def printable(text: str) -> str:
-    """A name as a page can hold it: file names may hold control characters, and bytes that are no text."""
+    """A name that can be shown on a page: control characters and bytes that are no text are replaced."""
     text = text.encode("utf-8", "replace").decode()
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
