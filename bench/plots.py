@@ -50,7 +50,9 @@ def new_figure(width: float, height: float, rows: int, columns: int) -> tuple[Fi
 def save_figure(figure: Figure, path: PathLike) -> None:
     """Write ``figure``, atomically. Raises :class:`InputError` when it cannot be written."""
     data = io.BytesIO()
-    figure.savefig(data, format=Path(path).suffix[1:].lower(), dpi=130)
+    kind = Path(path).suffix[1:].lower()
+    written_by = {"Software" if kind == "png" else "Creator": "mgvq-export"}  # a later run replaces it without being told to
+    figure.savefig(data, format=kind, dpi=130, metadata=written_by)
     atomic_write_bytes(path, data.getvalue())
 
 

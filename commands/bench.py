@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from mgvq_export.commands.options import BACKENDS, BUNDLE, CHECKPOINT, TILE, TILINGS, OneOf
+from mgvq_export.commands.options import BACKENDS, BUNDLE, CHECKPOINT, FORCE, TILE, TILINGS, OneOf
 from mgvq_export.commands.output import echo_json, echo_table, echo_tables, progress_bar
+from mgvq_export.commands.protect import check_targets
 from mgvq_export.commands.verb import verb
 from mgvq_export.core.errors import InputError
 
@@ -61,8 +62,9 @@ class _BundleFirst(click.Group):
     click.option("--repeat", type=click.IntRange(min=1), default=10, show_default=True, help="Timed passes of each."),
     click.option("-o", "--output", type=click.Path(path_type=Path), help="Write all samples here, as JSON."),
     click.option("--plot", type=click.Path(path_type=Path), help="Draw the stages here: .png, .svg or .pdf."),
+    FORCE,
 )
-def run(bundle: Path, output: Path | None, plot: Path | None, as_json: bool, **options: Any) -> None:
+def run(bundle: Path, output: Path | None, plot: Path | None, force: bool, as_json: bool, **options: Any) -> None:
     """Time BUNDLE from image file to token file and back, by stages; in turns with peers and with a large matrix product.
 
     Every backend, precision and tiling given runs at every size, each in a process of its own. Peers (--against) are torch,
@@ -76,6 +78,8 @@ def run(bundle: Path, output: Path | None, plot: Path | None, as_json: bool, **o
     from mgvq_export.bench.command import run_bench
     from mgvq_export.bench.summary import heading, tables
 
+    inputs = [options["image"]] if options["image"] else []
+    check_targets([path for path in (output, plot) if path and path.parent.is_dir()], inputs=inputs, force=force)
     results = run_bench(bundle, output=output, plot=plot, watch=progress_bar, **options)
     if as_json:
         return echo_json(results.to_dict())

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from mgvq_export.commands.options import BUNDLE, CHECKPOINT, OneOf
+from mgvq_export.commands.options import BUNDLE, CHECKPOINT, FORCE, OneOf
 from mgvq_export.commands.output import echo_json, echo_tables, progress_bar
+from mgvq_export.commands.protect import check_targets
 from mgvq_export.commands.verb import verb
 from mgvq_export.core.budgets import DEFAULT_BUDGETS
 
@@ -63,9 +64,10 @@ def _default(budget: str) -> str:
         type=click.Path(path_type=Path, file_okay=False),
         help="Report, plots, state of an interrupted run. [default: <plan>-report beside the plan]",
     ),
+    FORCE,
     resumes=True,
 )
-def calibrate(bundle: Path, images: tuple[Path, ...], output: Path, as_json: bool, **options: Any) -> None:
+def calibrate(bundle: Path, images: tuple[Path, ...], output: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Choose a precision for every node by measuring on IMAGES (files and folders), and write the plan.
 
     \b
@@ -77,6 +79,8 @@ def calibrate(bundle: Path, images: tuple[Path, ...], output: Path, as_json: boo
     """
     from mgvq_export.calibration.report import run as run_calibration
 
+    if output.absolute().parent.is_dir():  # else it is refused with the folder to make
+        check_targets([output], inputs=images, force=force)
     with progress_bar("calibrate", 1000) as update:
         found = run_calibration(bundle, images, output, progress=lambda step, share: update(step, 1000 * share), **options)
     if as_json:

@@ -40,11 +40,9 @@ def find_jobs(
         if path == STANDARD:
             jobs.append(Job(path, output if output == STANDARD else output / f"stdin{target_suffix}"))
         elif path.is_dir():
-            found = sorted(_files(path, suffixes, recursive), key=lambda name: name.parts)
-            if not found:
-                deeper = "" if recursive else ", or --recursive for its sub-folders"
-                raise InputError(f"the folder {path} holds no file named {', '.join(suffixes)}; give another{deeper}")
-            jobs += [Job(path / name, output / name.with_suffix(target_suffix)) for name in found]
+            jobs += [
+                Job(path / name, output / name.with_suffix(target_suffix)) for name in _names(path, suffixes, recursive=recursive)
+            ]
         else:
             jobs.append(Job(path, output if output == STANDARD else output / f"{path.stem}{target_suffix}"))
     by_target: dict[Path, Path] = {}
@@ -53,6 +51,24 @@ def find_jobs(
         if other != job.source:
             raise InputError(f"{other} and {job.source} would both be written to {job.target}; rename one or run them apart")
     return [Job(source, target) for target, source in by_target.items()]
+
+
+def find_files(inputs: Sequence[Path], suffixes: Sequence[str], *, recursive: bool = False) -> list[Path]:
+    """The files among ``inputs``, folders replaced by the files in them, as :func:`find_jobs` takes them."""
+    return [
+        file
+        for path in inputs
+        for file in ([path / name for name in _names(path, suffixes, recursive=recursive)] if path.is_dir() else [path])
+    ]
+
+
+def _names(folder: Path, suffixes: Sequence[str], *, recursive: bool) -> list[PurePath]:
+    """The names of :func:`_files`, sorted. Raises :class:`InputError` when there are none."""
+    found = sorted(_files(folder, suffixes, recursive), key=lambda name: name.parts)
+    if not found:
+        deeper = "" if recursive else ", or --recursive for its sub-folders"
+        raise InputError(f"the folder {folder} holds no file named {', '.join(suffixes)}; give another{deeper}")
+    return found
 
 
 def _files(folder: Path, suffixes: Sequence[str], recursive: bool) -> Iterator[PurePath]:

@@ -33,6 +33,6 @@ def inspect(target: str, trust: bool, allow_host_code: bool, as_json: bool) -> N
 
     facts = describe(target, trust=trust, allow_host_code=allow_host_code)
     if as_json:
-        return echo_json(facts.values)
+        return echo_json({name.replace(" ", "_"): value for name, value in facts.values.items()})
     echo_table(Table(("", ""), [[name, str(value)] for name, value in facts.summary()]))
     echo_tables(facts.tables)

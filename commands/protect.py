@@ -14,12 +14,12 @@ _HEAD_BYTES = 1 << 16  # a marker is looked for in the first of them
 
 # What the program writes into its files says so: token files, plans and results in their format, pictures and pages by name.
 _MARKERS = {
-    ".json": re.compile(rb'"(?:format|kind)":\s*"mgvq-|"bundle":.*"checks":', re.DOTALL),
+    ".json": re.compile(rb'"format":\s*"mgvq-|"report":\s*\{.*"bundle":|"created":.*"report":', re.DOTALL),
     ".png": re.compile(rb"tEXtSoftware\0mgvq-export"),
     ".svg": re.compile(rb"mgvq-export"),
     ".pdf": re.compile(rb"mgvq-export"),
     ".html": re.compile(rb'<meta name="generator" content="mgvq-export'),
-    ".md": re.compile(rb"mgvq-export verify"),
+    ".md": re.compile(rb"\A# Verification of "),
 }
 
 

@@ -26,7 +26,7 @@ def describe_tokens(path: Path) -> Facts:
     }
     rows = []
     for group, codes in enumerate(tokens.codes):
-        rows.append([str(group), str(len(set(codes.ravel().tolist()))), str(int(codes.min())), str(int(codes.max()))])
+        rows.append([str(group + 1), str(len(set(codes.ravel().tolist()))), str(int(codes.min())), str(int(codes.max()))])
     return Facts(values, [Table(("group", "different codes", "smallest", "largest"), rows, "Groups, coarse to fine")])
 
 

@@ -231,3 +231,22 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(tiny_bundle: Bundle, photos:
     assert facts[0]["plan"]["overhead"] > 1 and facts[0]["plan"]["peak_bytes"] > 2**20 and facts[0]["predicted_seconds"] > 0
     height, width = step["window"]  # what is printed can be given
     succeed("encode", tiny_bundle.path, photos / "a.png", "-o", tmp_path / "out", "--tile", f"{width}x{height}", *CPU)
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.json", "report.html", "plot.png", "bench.json", "plan.json"])
+def test_every_verb_that_writes_a_file_protects_what_exists(
+    name: str, tiny_bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / name
+    target.write_text("mine")
+    words: dict[str, tuple[object, ...]] = {
+        "report": ("verify", tiny_bundle.path, photos, "--only", "quantizer", "--report", target),
+        "plot": ("bench", tiny_bundle.path, "--plot", target),
+        "bench": ("bench", tiny_bundle.path, "-o", target),
+        "plan": ("calibrate", tiny_bundle.path, photos, "-o", target),
+    }
+    assert_refused(run(*words[target.stem]), f"{target} exists and was not written by mgvq-export; give --force")
+    assert target.read_text() == "mine"
+    if name in ("report.md", "report.json"):  # those that are quickly made
+        assert run(*words["report"], "--force").exit_code == 0
+        assert run(*words["report"]).exit_code == 0  # now it is the program's own

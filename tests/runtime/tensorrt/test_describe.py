@@ -145,7 +145,7 @@ def test_host_code_only_when_it_is_allowed(bundle, path, tmp_path, with_code, in
     assert "--allow-host-code" in values["runs here"] and values["layers"].startswith("not listed")
     assert "deserialize_cuda_engine" not in inspectable.gpu.calls
     allowed = CliRunner().invoke(main, ["inspect", str(path), "--allow-host-code", "--json"])
-    assert json.loads(allowed.stdout)["runs here"] == "yes" and json.loads(allowed.stdout)["layers"] == 2
+    assert json.loads(allowed.stdout)["runs_here"] == "yes" and json.loads(allowed.stdout)["layers"] == 2
     shutil.copy(path, tmp_path / "alone.engine")
     seen = []
     runtime = inspectable.trt.Runtime
