@@ -70,7 +70,7 @@ def explain(error: Exception, verb: str) -> tuple[str, int]:
     """The line to print for ``error`` (empty for none) and the exit code."""
     if isinstance(error, MgvqError):
         return f"error: {error}" if str(error) else "", error.exit_code
-    if isinstance(error, BrokenPipeError):  # whoever read standard output has read enough
+    if isinstance(error, BrokenPipeError):  # the reader of standard output has closed it
         _forget_standard_output()
         return "", BAD_INPUT
     if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF):

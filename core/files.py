@@ -1,7 +1,7 @@
 """Writing files and folders whole or not at all, and hashing them.
 
 Everything is written under a temporary name beside its target, or inside it when it is an existing folder, flushed to the disk, and
-renamed at the end: whoever looks sees the old content or the new, never a half. What the operating system refuses becomes an
+renamed at the end: a reader sees the old content or the new, never a part. An error of the operating system becomes an
 :class:`InputError` of one line. A process that is killed leaves its ``.mgvq-*`` behind; the next one that writes there removes it.
 """
 

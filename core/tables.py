@@ -1,4 +1,4 @@
-"""A table of text, as the rooms that measure hand it to whoever prints or writes it."""
+"""A table of text, as the measuring rooms make it and commands and reports show it."""
 
 from __future__ import annotations
 

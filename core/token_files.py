@@ -254,7 +254,7 @@ def _read_npz(path: PathLike) -> tuple[dict[str, str], Stored]:
 
 
 def _npy(data: bytes, kind: str) -> Stored:
-    """The array in the bytes of a .npy file; ``numpy.load`` would believe the header and allocate what it claims."""
+    """The array in the bytes of a .npy file; ``numpy.load`` would allocate what the header claims, without checking it."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     if version != (1, 0):

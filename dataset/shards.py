@@ -22,7 +22,7 @@ from mgvq_export.dataset.sources import Kind
 from mgvq_export.dataset.writers import Format, shard_path, shard_writer, token_schema
 from mgvq_export.evaluation.protocol import resize_and_crop
 from mgvq_export.runtime.image_files import MAX_PIXELS, decode_image
-from mgvq_export.runtime.tokenizer import Tokenizer
+from mgvq_export.runtime.tokenizer import OpenOptions, Tokenizer
 
 DONE = "_done"
 _READERS = 2
@@ -49,7 +49,7 @@ class Job:
     """
 
     bundle: str
-    run: dict[str, Any]
+    run: OpenOptions
     output: str
     run_id: str
     shards: int

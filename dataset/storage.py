@@ -7,10 +7,10 @@ import posixpath
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from mgvq_export.core.errors import InputError, shown
 from mgvq_export.core.json_files import read_bounded
+from mgvq_export.core.types import Untyped
 from mgvq_export.evaluation.datasets import walk
 
 MAX_FILE_BYTES = 2 << 30  # of one encoded image
@@ -24,7 +24,7 @@ def is_remote(place: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _file_system(root: str) -> Any:
+def _file_system(root: str) -> Untyped:
     """The file system of ``scheme://authority?query``: pyarrow's own, or fsspec's."""
     import pyarrow.fs as fs
 
@@ -39,7 +39,7 @@ def _file_system(root: str) -> Any:
             raise InputError(f"cannot open {shown(root)}: {_reason(error)}; {_reason(native)}") from error
 
 
-def locate(place: str) -> tuple[Any, str]:
+def locate(place: str) -> tuple[Untyped, str]:
     """The pyarrow file system of an address, and the path there. Raises :class:`InputError` for an unknown kind of address.
 
     Options of the file system follow a question mark, as pyarrow has them: ``s3://bucket/folder?endpoint_override=host:9000&scheme=http``.
@@ -80,7 +80,7 @@ def read_bytes(place: str, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         return bytes(file.read())
 
 
-def open_file(place: str) -> Any:
+def open_file(place: str) -> Untyped:
     """A pyarrow file to read from at any place. Raises :class:`InputError`."""
     import pyarrow.fs as fs
 

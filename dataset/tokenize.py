@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from mgvq_export.core.bundle import Bundle
 from mgvq_export.core.errors import InputError, MgvqError
 from mgvq_export.core.files import PathLike, atomic_path, make_folder
+from mgvq_export.core.types import Untyped
 from mgvq_export.dataset.index import INDEX, build_index, open_index, shard_images, write_index
 from mgvq_export.dataset.listing import find_image_column
 from mgvq_export.dataset.manifest import MANIFEST, Counts, RunManifest, Summary, check_same_run, model_of, read_manifest
@@ -24,7 +25,7 @@ from mgvq_export.dataset.storage import is_remote
 from mgvq_export.dataset.writers import FORMATS, Format, check_keys, write_jsonl, write_npy
 from mgvq_export.evaluation.protocol import parse_size
 from mgvq_export.runtime.image_files import MAX_PIXELS
-from mgvq_export.runtime.tokenizer import Tokenizer
+from mgvq_export.runtime.tokenizer import OpenOptions, Tokenizer
 
 FAILURES = "failures.parquet"
 Engine = Literal["auto", "local", "ray"]
@@ -64,7 +65,7 @@ class TokenizeOptions:
         max_pixels: largest image accepted.
     """
 
-    run: dict[str, Any] = field(default_factory=dict)
+    run: OpenOptions = field(default_factory=OpenOptions)
     format: Format = "parquet"
     size: str | None = None
     as_stored: bool = False
@@ -226,7 +227,7 @@ def _run(plan: _Plan, options: TokenizeOptions, watch: Watch, run_shards: RunSha
     return Summary(job.folder, plan.manifest.with_counts(counts, True), made, progress.seconds, failures)
 
 
-def _check_failures(receipts: Any, options: TokenizeOptions) -> None:
+def _check_failures(receipts: Untyped, options: TokenizeOptions) -> None:
     failed = sum(len(receipt.failures) for receipt in receipts)
     if options.max_failures is not None and failed > options.max_failures:
         raise TooManyFailures(
@@ -235,7 +236,7 @@ def _check_failures(receipts: Any, options: TokenizeOptions) -> None:
         )
 
 
-def _counts(receipts: Any, images: int) -> Counts:
+def _counts(receipts: Untyped, images: int) -> Counts:
     done = list(receipts)
     return Counts(
         images,

@@ -8,13 +8,14 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 
 from mgvq_export.core.errors import InputError, shown
 from mgvq_export.core.files import atomic_folder, atomic_path
 from mgvq_export.core.tokens import Tokens
+from mgvq_export.core.types import JsonObject, Untyped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,7 +30,7 @@ _ROW_GROUP_BYTES = 32 << 20  # of codes
 class ShardWriter(Protocol):
     """Takes the images of a shard one by one."""
 
-    def add(self, row: Mapping[str, Any], tokens: Tokens) -> None:
+    def add(self, row: Mapping[str, object], tokens: Tokens) -> None:
         """An image: its row of the index, and its tokens."""
 
 
@@ -78,12 +79,12 @@ def token_schema(index: pa.Schema, keep: tuple[str, ...], facts: Mapping[str, st
 class _Parquet:
     """Rows, a row group for every 32 MiB of codes."""
 
-    def __init__(self, writer: Any, schema: pa.Schema):
+    def __init__(self, writer: Untyped, schema: pa.Schema):
         self._writer, self._schema = writer, schema
-        self._rows: list[tuple[Mapping[str, Any], Tokens]] = []
+        self._rows: list[tuple[Mapping[str, object], Tokens]] = []
         self._bytes = 0
 
-    def add(self, row: Mapping[str, Any], tokens: Tokens) -> None:
+    def add(self, row: Mapping[str, object], tokens: Tokens) -> None:
         self._rows.append((row, tokens))
         self._bytes += tokens.codes.nbytes
         if self._bytes >= _ROW_GROUP_BYTES:
@@ -94,7 +95,7 @@ class _Parquet:
 
         if not self._rows:
             return
-        columns: dict[str, Any] = {}
+        columns: dict[str, Untyped] = {}
         for name, of in (
             ("height", lambda tokens: tokens.image_size[0]),
             ("width", lambda tokens: tokens.image_size[1]),
@@ -118,17 +119,21 @@ class _Parquet:
 class _Tar:
     """Samples of ``token.npy`` uint16 [G, h, w], ``json``, and ``cls`` where the image has a class."""
 
-    def __init__(self, tar: Any):
+    def __init__(self, tar: Untyped):
         self._tar = tar
 
-    def add(self, row: Mapping[str, Any], tokens: Tokens) -> None:
+    def add(self, row: Mapping[str, object], tokens: Tokens) -> None:
         array = io.BytesIO()
         np.save(array, tokens.codes, allow_pickle=False)
         facts = {name: value for name, value in row.items() if name not in ("path", "offset", "length")}
         facts |= {"height": tokens.image_size[0], "width": tokens.image_size[1]}
         facts |= {"model": tokens.model, "codebook_sha256": tokens.codebook_sha256, "codes_per_group": tokens.codes_per_group}
         facts |= {"downsample": tokens.downsample}
-        sample = {"__key__": tar_key(row["key"]), "token.npy": array.getvalue(), "json": json.dumps(facts, default=str).encode()}
+        sample = {
+            "__key__": tar_key(str(row["key"])),
+            "token.npy": array.getvalue(),
+            "json": json.dumps(facts, default=str).encode(),
+        }
         if row["class_id"] is not None:
             sample["cls"] = str(row["class_id"]).encode()
         self._tar.write(sample)
@@ -146,7 +151,7 @@ class _TokenFiles:
     def __init__(self, folder: Path):
         self._folder = folder
 
-    def add(self, row: Mapping[str, Any], tokens: Tokens) -> None:
+    def add(self, row: Mapping[str, object], tokens: Tokens) -> None:
         target = self._folder / f"{row['key']}.safetensors"
         target.parent.mkdir(parents=True, exist_ok=True)
         tokens.save(target)
@@ -169,7 +174,7 @@ def check_keys(keys: list[str], format: Format) -> None:
                 raise InputError(f"the key {shown(key, 200)} is too long for a name in a tar file; choose --format parquet")
 
 
-def read_shard(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_shard(path: Path, columns: list[str] | None = None) -> Iterator[JsonObject]:
     """The rows of a Parquet shard."""
     import pyarrow.parquet as pq
 

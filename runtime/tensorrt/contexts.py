@@ -10,19 +10,19 @@ import contextlib
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
 
 from platformdirs import user_cache_path
 
 from mgvq_export.core.errors import InputError
 from mgvq_export.core.files import atomic_write_bytes
+from mgvq_export.core.types import Untyped
 from mgvq_export.ops.cuda_kernel import driver_version
 from mgvq_export.runtime.tensorrt.engines import LoadedEngine
 
 _log = logging.getLogger("mgvq_export")
 
 
-def make_context(loaded: LoadedEngine, *, cuda_graphs: bool) -> Any:
+def make_context(loaded: LoadedEngine, *, cuda_graphs: bool) -> Untyped:
     """A context of the engine, with no memory of its own yet; None when the library gives none.
 
     ``cuda_graphs``: whether TensorRT for RTX is to record its work as a CUDA graph; with TensorRT that is the caller's.
@@ -62,7 +62,7 @@ def _cache_path(loaded: LoadedEngine) -> Path:
     return user_cache_path("mgvq-export") / "tensorrt-rtx" / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}.cache"
 
 
-def _keep(path: Path, kept: bytes, compiled: Any) -> None:
+def _keep(path: Path, kept: bytes, compiled: Untyped) -> None:
     """Write the cache if it has changed: beside and renamed, so that two processes do not mix theirs. Not writable: done without."""
     data = b"" if compiled is None else bytes(memoryview(compiled))
     if not data or data == kept:

@@ -82,7 +82,7 @@ class Cuda:
         self._checked(self._cudart.cudaStreamSynchronize(self.stream), "cudaStreamSynchronize")
 
     def free_memory(self) -> int:
-        """Bytes of device memory that nobody has."""
+        """Free device memory, in bytes."""
         free, _ = self._checked(self._cudart.cudaMemGetInfo(), "cudaMemGetInfo")
         return int(free)
 

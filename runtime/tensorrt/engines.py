@@ -56,7 +56,7 @@ def load_engine(path: PathLike, *, trust: bool = False, allow_host_code: bool = 
     """The engine in the file ``path``.
 
     Args:
-        trust: load a file that lies in no bundle, whose bytes nothing vouches for.
+        trust: load a file that lies in no bundle, so its hash cannot be checked.
         allow_host_code: let the engine run code of its own on the host, which version-compatible ones need.
 
     Raises:
@@ -92,7 +92,7 @@ class EngineLoader:
         self.allow_host_code = allow_host_code
         self.trt = trt = import_tensorrt(machine.target)
         self.errors = ErrorLog(trt)
-        self.errors.clear()  # the logger has those of whoever used TensorRT before
+        self.errors.clear()  # the logger keeps errors of earlier uses of TensorRT
         try:
             self.runtime = runtime = trt.Runtime(process_logger(trt))
         except Exception as error:  # the bindings raise TypeError when the library gives no runtime
@@ -123,7 +123,7 @@ class EngineLoader:
         return loaded
 
     def deserialize(self, data: bytes, name: str, record: EngineRecord | None) -> LoadedEngine:
-        """The engine in ``data``, whatever it is: whoever calls this has found that it may be trusted."""
+        """The engine in ``data``, without checking it: the caller has found that it may be trusted."""
         self.errors.clear()
         engine = self.runtime.deserialize_cuda_engine(data)
         if engine is None:

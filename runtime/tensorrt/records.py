@@ -140,7 +140,7 @@ def _build_all(bundle: Bundle, like: EngineRecord) -> str:
 
 
 def find_record(path: PathLike) -> tuple[Bundle, EngineRecord] | None:
-    """The bundle that ``path`` lies in, and the engine's entry in its manifest; None for a file that no bundle vouches for."""
+    """The bundle that ``path`` lies in, and the engine's entry in its manifest; None for a file in no bundle's manifest."""
     path = Path(path).resolve()
     for folder in path.parents:
         if not (folder / MANIFEST).is_file():
