@@ -15,7 +15,8 @@ HEAD = """# The command line
 
 Written from the commands' own help by `python -m mgvq_export.tools.write_cli_docs`; a test compares them.
 
-Exit codes: 0 done; 1 a check failed; 2 the input or the set-up is at fault, said in one line; 3 a fault of the program; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 a check failed; 2 the input or the set-up is at fault, said in one line; 3 a fault of the program; 130 stopped by Ctrl-C (129 by SIGHUP,
+143 by SIGTERM).
 Results go to standard output, errors and the progress bar to standard error. Every verb takes `--json`. Sizes are width x height in pixels.
 
 Completion, in bash: `eval "$(_MGVQ_EXPORT_COMPLETE=bash_source mgvq-export)"` in `~/.bashrc`; in zsh `zsh_source`; in fish
