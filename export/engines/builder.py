@@ -206,7 +206,7 @@ class _Build:
                 raise self.failed("refuses the options", f"compute capability {capability}")
 
     def timing_cache(self, config: Untyped) -> Untyped:
-        # A cache of another driver or GPU is refused, and a broken one gives None: both begin anew.
+        # A cache of another driver or GPU is refused; a broken one gives None or is empty: all begin anew.
         timing_cache = config.create_timing_cache(self.job.timings)
         if timing_cache is None or not config.set_timing_cache(timing_cache, ignore_mismatch=False):
             timing_cache = config.create_timing_cache(b"")

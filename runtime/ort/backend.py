@@ -20,7 +20,7 @@ _log = logging.getLogger("mgvq_export")
 _GPU_BATCHES = (1, 2, 4, 8)
 
 #: On the CPU with its arena, which keeps freed memory for the next run: measured 1.7 to 1.85 times what runs without it take.
-_WITH_ARENA = CostModel(maps={"res": 5.4, "evit": 11.2})
+_WITH_ARENA = CostModel(maps={"res": 6.2, "evit": 11.2}, decoder_maps={"res": 5.4, "evit": 11.2})
 
 #: By backend and bytes of a number. The GPU's figures are unmeasured: of a data sheet's order, with some hundred kernels to launch in a run.
 COST_MODELS = {

@@ -64,7 +64,7 @@ def test_the_limit_named_in_the_refusal_suffices_and_less_does_not(direction):
 
 def test_untiled_that_does_not_fit_is_refused():
     with pytest.raises(
-        InputError, match=r"memory limit of 3.50GiB is too small for an image of 2560x1440; untiled it needs 3\.\d\dGiB"
+        InputError, match=r"memory limit of 3.50GiB is too small for an image of 2560x1440; untiled it needs 4\.\d\dGiB"
     ):
         planner(int(3.5 * GIB), tiling="off").encode(SIZE)
 
