@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,rtx,report,dataset,test]' polygraphy cuda-bindings nvidia-cuda-nvrtc requests tqdm faiss-cpu
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,openvino,rtx,report,dataset,test]' polygraphy cuda-bindings nvidia-cuda-nvrtc requests tqdm faiss-cpu
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt lpips clean-fid nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime
 	touch $@
 
