@@ -6,7 +6,6 @@ Python bindings (``cuda-bindings``, ``nvidia-cuda-nvrtc``) are needed to compile
 
 import functools
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,14 +159,6 @@ def compile_cubin(architecture: int) -> tuple[bytes, str]:
     """(machine code, resource log) for one GPU architecture: what a driver would make of the kernel. Errors as `compile_ptx`."""
     _, cubin, log = _compile(f"sm_{architecture}", extra_options=("--ptxas-options=-v",))
     return cubin, log
-
-
-def ptx_version(ptx: bytes) -> tuple[int, int]:
-    """(major, minor) of the PTX language a text is written in; drivers and ptxas refuse later ones than they know."""
-    match = re.search(rb"^\.version (\d+)\.(\d+)", ptx, re.MULTILINE)
-    if match is None:
-        raise BackendError("not PTX: it has no .version line")
-    return int(match[1]), int(match[2])
 
 
 def driver_version() -> tuple[int, int] | None:

@@ -162,7 +162,9 @@ def find_ptxas(ptx: bytes) -> tuple[str | None, str]:
     candidates += [str(p) for p in Path("/usr/local").glob("cuda*/bin/ptxas")]
     candidates += [str(p) for folder in sys.path if folder for p in Path(folder).glob("nvidia/**/bin/ptxas")]
     reason = "no ptxas found: pip install nvidia-cuda-nvcc"
-    wanted = cuda_kernel.ptx_version(ptx)
+    version = re.search(rb"^\.version (\d+)\.(\d+)", ptx, re.MULTILINE)  # of the PTX language: older ptxas refuse it
+    assert version is not None
+    wanted = (int(version[1]), int(version[2]))
     for path in filter(None, candidates):
         text = subprocess.run([path, "--version"], check=False, capture_output=True, text=True).stdout
         match = re.search(r"release (\d+)\.(\d+)", text)
