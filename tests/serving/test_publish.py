@@ -67,6 +67,7 @@ def test_python_models(repository, parse, tiny_bundle):
     for name in PARTS:
         assert found[name].backend == "python" and found[name].max_batch_size == 4
         assert found[name].dynamic_batching.default_queue_policy.max_queue_size == 32
+        assert found[name].dynamic_batching.max_queue_delay_microseconds > 0  # with 0 the batcher sleeps while requests wait
         assert found[name].instance_group[0].count == 1
         assert [warm_up.name for warm_up in found[name].model_warmup] == ["96x64"]
         assert all(value.allow_ragged_batch for value in found[name].input)
