@@ -27,7 +27,12 @@ def describe_graph(path: Path) -> Facts:
     graph = model.graph
     operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in graph.node)
 
-    sides = {end: [value_entry(value) for value in values] for end, values in (("input", graph.input), ("output", graph.output))}
+    try:
+        sides = {
+            end: [value_entry(value) for value in values] for end, values in (("input", graph.input), ("output", graph.output))
+        }
+    except (KeyError, TypeError, ValueError) as error:  # numbers of types that ONNX does not have
+        raise InputError(f"cannot read {path} as an ONNX graph: an input or output is of no type that ONNX knows") from error
     values = {
         "kind": "graph",
         "name": graph.name,
