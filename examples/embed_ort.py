@@ -20,7 +20,9 @@ PROVIDERS = {
 
 
 def load(path, device):
-    session = ort.InferenceSession(str(path), providers=[PROVIDERS[device]])
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
     if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise RuntimeError("ONNX Runtime did not load CUDA and would use the CPU; its log says why")
     return session

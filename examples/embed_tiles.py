@@ -18,7 +18,9 @@ from mgvq_export.runtime.tiling.windows import TilePlan
 def main(folder, side, source, target):
     bundle = Bundle.open(folder)
     parts = (Part.ENCODER_TRUNK, Part.ENCODER_HEAD, Part.QUANTIZER)
-    trunk, head, quantizer = (ort.InferenceSession(str(bundle.graph_path("fp32", part))) for part in parts)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    trunk, head, quantizer = (ort.InferenceSession(str(bundle.graph_path("fp32", part)), options) for part in parts)
 
     image = np.load(source)
     values = ((image.astype(np.float32) / 255 - 0.5) * 2).transpose(2, 0, 1)[None]  # [1, 3, H, W]

@@ -69,7 +69,7 @@ class CodeDifferences:
         real = np.flatnonzero(~(margins <= self.tolerance.limit))
         if real.size and not self.first_real:
             where = tuple(np.argwhere(np.where(wrong, reference, codes) != reference)[real[0]])
-            place = f"group {where[1]}, row {where[2]}, column {where[3]}"
+            place = f"group {where[1] + 1}, row {where[2]}, column {where[3]}"
             self.first_real = f"{image}, {place}: {codes[where]} instead of {reference[where]}"
 
     @property

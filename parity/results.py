@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -129,10 +129,7 @@ class ParityReport:
 
     def summary(self) -> str:
         """``14 passed, 1 FAILED, 2 skipped``; above it, if so, that the network was not compared, and why."""
-        counts = [
-            (sum(check.status == status for check in self.checks), status) for status in (PASSED, FAILED, REPORTED, SKIPPED)
-        ]
-        counted = ", ".join(f"{count} {status}" for count, status in counts if count)
+        counted = count_results(self.checks)
         network = [check for check in self.checks if check.name.split("/")[0] == "network"]
         if network and all(check.status == SKIPPED for check in network):
             return f"NOT compared with the PyTorch network: {network[0].detail}\n{counted}"
@@ -147,6 +144,12 @@ class ParityReport:
                 f"{check.name} is {format_value(check.value or 0)}, wanted {check.tolerance}" for check in self.failed
             )
             raise CheckFailed(f"{len(self.failed)} of {len(self.checks)} checks failed: {named}")
+
+
+def count_results(checks: Sequence[CheckResult]) -> str:
+    """``14 passed, 1 FAILED, 2 skipped``: how many results there are of each kind; kinds without any are left out."""
+    counts = [(sum(check.status == status for check in checks), status) for status in (PASSED, FAILED, REPORTED, SKIPPED)]
+    return ", ".join(f"{count} {status}" for count, status in counts if count)
 
 
 def format_value(value: float) -> str:

@@ -18,7 +18,7 @@ from selenium.webdriver.chrome.service import Service
 
 WIDTH, SCALE, GAP = 1160, 0.75, 16
 #: Selectors of what the picture shows, each from the top of the first to the bottom of the second.
-PARTS = (("header", ".checks tbody"), ("#photos", ".photo .groups"), ("#tiling", "#tiling .pictures"))
+PARTS = (("header", ".photo .groups"), ("#checks", "#checks details:last-of-type"), ("#tiling", "#tiling .pictures"))
 
 
 def main() -> None:

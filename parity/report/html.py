@@ -14,8 +14,8 @@ import numpy as np
 
 from mgvq_export.parity.report import charts
 from mgvq_export.parity.report.report_data import Photo, ReportData
-from mgvq_export.parity.report.tables import check_row, facts, format_psnr, headline, printable, sections
-from mgvq_export.parity.results import FAILED, format_value
+from mgvq_export.parity.report.tables import caveat, check_row, facts, format_psnr, headline, printable, sections
+from mgvq_export.parity.results import ParityReport, count_results, format_value
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -56,10 +56,11 @@ def html(data: ReportData) -> str:
         data=data,
         facts_json=data.to_dict(),
         headline=headline(data),
+        caveat=caveat(data),
         facts=facts(data),
         failed=[(*check_row(check), format_value(check.value or 0)) for check in data.report.failed],
         families=_families(data),
-        sections=sections(data),
+        sections=sorted(sections(data), key=lambda section: section.key != "photos"),  # pictures first
         photos=_photos(data),
         maps=_code_maps(data),
         tiles=_tiles(data),
@@ -69,7 +70,6 @@ def html(data: ReportData) -> str:
         script=_safe(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         marks=_MARKS,
-        FAILED=FAILED,
     )
 
 
@@ -84,10 +84,24 @@ def _cell(value: object) -> object:
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def _families(data: ReportData) -> list[tuple[str, list[list[str]]]]:
-    """The rows of the checks, grouped by check."""
-    rows = [check_row(check) for check in data.report.checks]
-    return [(family, list(group)) for family, group in itertools.groupby(rows, lambda row: row[0].split("/")[0])]
+@dataclass(frozen=True)
+class Family:
+    """The checks of one question: its name, ``3 passed, 1 skipped``, whether it is shown unfolded, and the rows."""
+
+    name: str
+    counts: str
+    unfolded: bool
+    rows: list[list[str]]
+
+
+def _families(data: ReportData) -> list[Family]:
+    """The checks, those of one question together; unfolded when one failed, or is required and was not made."""
+    found = []
+    for name, group in itertools.groupby(data.report.checks, lambda check: check.name.split("/")[0]):
+        checks = list(group)
+        results = ParityReport(checks, required=(name,) if name in data.report.required else (), strict=data.report.strict)
+        found.append(Family(name, count_results(checks), not results.passed, [check_row(check) for check in checks]))
+    return found
 
 
 def _photos(data: ReportData) -> list[dict[str, object]]:

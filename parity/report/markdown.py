@@ -6,16 +6,19 @@ import re
 from collections.abc import Sequence
 
 from mgvq_export.parity.report.report_data import ReportData
-from mgvq_export.parity.report.tables import facts, headline, printable, sections
+from mgvq_export.parity.report.tables import caveat, facts, headline, printable, sections
 from mgvq_export.parity.results import format_value
 
 
 def markdown(data: ReportData) -> str:
     """The whole report, ending with a newline."""
-    lines = [f"# Verification of {_text(data.report.facts.get('model', 'a bundle'))}", "", f"**{headline(data)}**", ""]
+    lines = [f"# Verification of {_text(data.report.facts.get('model', 'a bundle'))}", ""]
+    lines += [f"**{_text(caveat(data))}**", ""] if caveat(data) else []
+    lines += [f"**{headline(data)}**", ""]
     lines += [f"- {name}: {_text(value)}" for name, value in facts(data)]
-    if data.report.failed:
+    if not data.report.passed:
         lines += ["", "## Failed", ""]
+        lines += [f"- not checked: {_text(one)}" for one in data.report.missing]
         lines += [
             f"- **{_text(check.name)}** is {format_value(check.value or 0)}, wanted {_text(check.tolerance)}. {_text(check.detail)}".rstrip()
             for check in data.report.failed

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from mgvq_export.core.tables import Table
 from mgvq_export.parity.report.report_data import ReportData
-from mgvq_export.parity.results import CheckResult, format_value
+from mgvq_export.parity.results import CheckResult, count_results, format_value
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,13 @@ VERSIONS = "What was verified, and with what."
 
 
 def headline(data: ReportData) -> str:
-    """``41 passed, 1 reported, 1 skipped``."""
-    return data.report.summary()
+    """``Passed: 41 passed, 1 reported, 1 skipped``; ``NOT passed: ...`` when a check failed or a required one was not made."""
+    return f"{'Passed' if data.report.passed else 'NOT passed'}: {count_results(data.report.checks) or 'no checks'}"
+
+
+def caveat(data: ReportData) -> str:
+    """That the network was not compared, and why; empty when it was."""
+    return data.report.summary().rpartition("\n")[0]
 
 
 def facts(data: ReportData) -> list[tuple[str, str]]:

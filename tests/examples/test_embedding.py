@@ -60,7 +60,8 @@ def test_onnxruntime_program(tiny_bundle, image, wanted, tmp_path):
         tmp_path / "again.npz",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=tmp_path, env=environment)
+    done = subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=tmp_path, env=environment)
+    assert (done.stdout, done.stderr) == (b"", b"")
     with np.load(tmp_path / "again.npz") as found:
         assert np.array_equal(found["codes"], wanted[0])
         assert np.abs(found["image"].astype(int) - wanted[1]).max() <= 1

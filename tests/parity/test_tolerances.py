@@ -70,7 +70,7 @@ def test_a_real_difference_fails_and_says_where() -> None:
     result = codes_with(latent, [0, 2], [1, 0]).result()
     assert result.status == FAILED and result.value == 2.0
     assert "2 of 2 codes differ, 1 of them real" in result.detail
-    assert result.detail.endswith("first: photo, group 0, row 0, column 1: 2 instead of 0")
+    assert result.detail.endswith("first: photo, group 1, row 0, column 1: 2 instead of 0")
 
 
 def test_equal_rows_and_zero_slices_are_decided_by_the_rule_alone() -> None:

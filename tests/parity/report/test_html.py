@@ -19,7 +19,7 @@ from mgvq_export.parity.report.gather import PHOTOS, gather
 from mgvq_export.parity.report.html import PAGE
 from mgvq_export.parity.report.report_data import ReportData
 from mgvq_export.parity.report.write import FORMATS, open_reports, render
-from mgvq_export.parity.results import ParityReport, format_value
+from mgvq_export.parity.results import CheckResult, ParityReport, format_value
 from mgvq_export.runtime.image_files import write_image
 from mgvq_export.tests.support.checks import one_line
 
@@ -267,6 +267,14 @@ def test_what_is_missing_is_said(tiny_bundle: Bundle, monkeypatch: pytest.Monkey
     context.close()
     assert "codes out of range for 0.png: 60 to 60" in beyond.missing["photos"]
     assert not broken.photos and "NaN" in broken.missing["photos"] and broken.time
+    skipped = ParityReport([CheckResult.skipped("network", "Is it?", "no <b>file")], {"model": "tiny"}, strict=True)
+    page, text = (render(replace(broken, report=skipped), suffix) for suffix in (".html", ".md"))
+    for found_text in (page, text):  # nothing failed, but it was not checked: no green verdict, and first of all why
+        assert found_text.index("NOT compared with the PyTorch network") < found_text.index(
+            "NOT passed: 1 skipped", 600 * (found_text is page)
+        )
+        assert "<b>file" not in found_text.replace(r"\<", "") and "not checked: network" in found_text
+    assert 'class="verdict bad"' in page
     for suffix in FORMATS:
         text = render(broken, suffix)
         assert all(reason.replace("'", "&#39;")[:30] in text or reason[:30] in text for reason in broken.missing.values())

@@ -257,6 +257,8 @@ def test_light_and_dark(opened: Any) -> None:
 def test_print(opened: Any, tmp_path: Path) -> None:
     data = opened.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})["data"]
     assert base64.b64decode(data).startswith(b"%PDF") and len(data) > 50_000
+    folded = "return [...document.querySelectorAll('details')].map((one) => one.open)"
+    before = opened.execute_script(folded)
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     opened.execute_script("dispatchEvent(new Event('beforeprint'))")
     shown = opened.execute_script("""
@@ -264,10 +266,29 @@ def test_print(opened: Any, tmp_path: Path) -> None:
         const [before, after] = [box(".before img"), box(".after img")];
         return {beside: before.right <= after.left + 1 && before.width > 50, clip: getComputedStyle(document.querySelector(".before")).clipPath,
                 controls: document.querySelector(".controls").checkVisibility(), nav: document.querySelector("nav").checkVisibility(),
-                files: document.querySelector("details").open};""")
-    assert shown == {"beside": True, "clip": "none", "controls": False, "nav": False, "files": True}
+                unfolded: [...document.querySelectorAll("details")].every((one) => one.open)};""")
+    assert shown == {"beside": True, "clip": "none", "controls": False, "nav": False, "unfolded": True}
     opened.execute_script("dispatchEvent(new Event('afterprint'))")
-    assert not opened.execute_script("return document.querySelector('details').open")
+    assert opened.execute_script(folded) == before and False in before
+
+
+def test_the_page_opens_with_the_verdict_and_the_pictures(opened: Any) -> None:
+    """On the first screen: the verdict, what failed, and the first picture; questions without a failed check are folded."""
+    assert element(opened, ".verdict").text.startswith("NOT passed: 1 passed, 1 FAILED")
+    places = opened.execute_script("""
+        return [".verdict", ".failed li", "#photos .frame", "#checks"].map((one) => document.querySelector(one).getBoundingClientRect().top);""")
+    assert places == sorted(places) and places[2] < 900
+    families = opened.execute_script("""
+        return Object.fromEntries([...document.querySelectorAll("#checks details")].map((one) =>
+            [one.querySelector("summary code").textContent, [one.open, one.querySelector("table").checkVisibility()]]));""")
+    assert families == {"network": [True, True], "round-trip": [False, False], "backend": [False, False]}
+
+
+def test_a_folded_question_is_opened_by_keyboard(opened: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    element(opened, "#checks details:not([open]) summary").send_keys(Keys.ENTER)
+    assert opened.execute_script("return document.querySelectorAll('#checks details[open]').length") == 2
 
 
 def test_without_scripts_both_pictures_stand_side_by_side(opened: Any) -> None:
