@@ -85,6 +85,13 @@ def test_measurements(tiny_bundle: Bundle, photos: Path, tmp_path: Path, monkeyp
     printed("bench-compare", "bench", "compare", results, results)
 
 
+def test_tokenize(tiny_bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="tokenizing data sets needs the extra dataset")
+    (photos / "bad.png").write_text("no image")
+    facts = printed("tokenize", "tokenize", tiny_bundle.path, photos, "-o", tmp_path / "out", "--size", "32x32", *CPU, code=1)
+    assert (facts["images"], facts["tokenized"], facts["failed"]) == (3, 2, 1)
+
+
 def _keys(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for key, item in value.items():
