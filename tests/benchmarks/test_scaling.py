@@ -25,7 +25,9 @@ def results() -> Results:
         for name in scaling.QUANTIZERS:
             memory = {"base_bytes": 10**8, "peak_bytes": 10**8 + (2**21 if name != scaling.QUANTIZERS[1] else 0)}
             entries.append(Entry(name, f"G = {groups}", {"search": [groups**2 * 1e-3] * 3}, memory, {"groups": groups}))
-    return Results("scaling", entries, bundle={"model": "demo"})
+    return Results(
+        "scaling", entries, bundle={"model": "demo", "checkpoint_sha256": None, "codebook_sha256": "0" * 64, "graphs": {}}
+    )
 
 
 def test_exponents_are_those_of_the_points(results: Results) -> None:

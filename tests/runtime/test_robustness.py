@@ -52,7 +52,7 @@ def test_wrong_arguments_are_one_line_with_the_remedy(tiny_bundle: Bundle) -> No
     with Tokenizer.open(tiny_bundle, backend="ort-cpu") as tokenizer:
         codes = tokenizer.encode(IMAGE).codes
         for wrong in (codes, codes.tolist(), None, "photo.safetensors"):
-            with pytest.raises(InputError, match=r"Tokens\.from_spec\(tokenizer\.spec, codes"):
+            with pytest.raises(InputError, match=r"Tokens\.from_codes\(tokenizer\.bundle, codes"):
                 tokenizer.decode(wrong)  # type: ignore[arg-type]
         for size in ((0, 16), (16, -1), (1.5, 16), (True, 16)):
             with pytest.raises(InputError, match="wanted a whole number of at least 1"):

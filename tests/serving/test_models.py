@@ -201,9 +201,9 @@ def test_settings_reach_the_tokenizer(start, repository, monkeypatch):
         return opened(cls, bundle, **options)
 
     monkeypatch.setattr(RuntimeTokenizer, "open", classmethod(spy))
-    decoder = start(models.Decoder, "mgvq_decoder", backend="ort-cpu", threads="1", memory_limit="2GiB", max_pixels="4096")
+    decoder = start(models.Decoder, "mgvq_decoder", backend="ort-cpu", threads="1", memory_limit="64GiB", max_pixels="4096")
     assert (
-        seen == {"backend": "ort-cpu", "precision": "fp32", "threads": 1, "memory_limit": "2GiB"}
+        seen == {"backend": "ort-cpu", "precision": "fp32", "threads": 1, "memory_limit": "64GiB"}
         and decoder.stage.max_pixels == 4096
     )
 

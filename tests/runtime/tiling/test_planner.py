@@ -144,7 +144,7 @@ def test_bad_choices(bad):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("6GiB", 6 * GIB), ("1.5G", GIB * 3 // 2), ("800MB", 800_000_000), ("512", 512), (77, 77), ("4gib", 4 * GIB)],
+    [("6GiB", 6 * GIB), ("1.5G", GIB * 3 // 2), ("800MB", 800_000_000), ("512B", 512), (77, 77), ("4gib", 4 * GIB)],
 )
 def test_sizes(text, expected):
     assert parse_bytes(text) == expected
