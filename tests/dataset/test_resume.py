@@ -57,6 +57,8 @@ def killed_and_run_again(bundle: Bundle, many: Path, output: Path, undisturbed: 
         while process.poll() is None and not (output / "_manifest.json").exists():
             time.sleep(0.01)
         shards = len(list((output / "tokens").glob("[!.]*")))
+        if shards == 18:  # nothing is left to be killed but the end of the run, which is let be
+            process.wait()
         wanted = shards + moment.randrange(4)  # so that runs get on, however slow the machine is
         while process.poll() is None and len(list((output / "tokens").glob("[!.]*"))) < min(wanted, 18):
             time.sleep(0.002)
