@@ -14,6 +14,7 @@ from mgvq_export.core.errors import MgvqError
 from mgvq_export.core.tables import Table
 
 FORMATS = ("parquet", "webdataset", "jsonl", "npy", "safetensors")
+ENGINES = ("auto", "local", "ray")
 _FAILURES_SHOWN = 5
 
 
@@ -44,6 +45,14 @@ class ImagesFailed(MgvqError):
         "--shard-size", type=click.IntRange(min=1), metavar="N", help="Images in a shard. [default: 1 % of all, 100 to 5000]"
     ),
     click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Most images encoded together."),
+    click.option("--engine", type=OneOf(ENGINES), default="auto", show_default=True, help="auto: ray for 300 images or more."),
+    click.option("--address", metavar="HOST:PORT", help="A running Ray cluster, or auto. [default: a Ray of its own]"),
+    click.option(
+        "--workers", type=click.IntRange(min=1), metavar="N", help="Processes on Ray. [default: all processors or GPUs]"
+    ),
+    click.option(
+        "--gpus-per-worker", type=float, metavar="N", help="Also a fraction. [default: 1 where the backend runs on GPUs]"
+    ),
     click.option(
         "--max-failures", type=click.IntRange(min=0), metavar="N", help="Stop when more images failed. [default: go on]"
     ),
@@ -79,7 +88,9 @@ def tokenize(
     if max_pixels is not None:
         options["max_pixels"] = max_pixels
     fields = Fields(image_column, key_column, class_column, keep)
-    wanted = TokenizeOptions(run=tokenizer_options(options), fields=fields, **options)
+    wanted = TokenizeOptions(
+        run=dict(tokenizer_options(options)), fields=fields, debug=bool(click.get_current_context().meta.get("debug")), **options
+    )
     summary = tokenize_dataset(bundle, source, output, wanted, watch=progress_bar)
     counts = summary.manifest.counts
     if as_json:

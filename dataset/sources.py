@@ -68,6 +68,10 @@ def find_source(place: str, root: str | None = None) -> Source:
     ``root``: the folder that the paths in a list are relative to; that of the list when None. Raises :class:`InputError` when there is
     nothing there, or files of several kinds.
     """
+    given, place = place, storage.absolute(place)  # workers, and later runs, may have another working folder
+    root = None if root is None else storage.absolute(root)
+    if not storage.is_remote(place) and not storage.is_pattern(place):
+        check_text(given, "the source")
     if storage.is_pattern(place):
         names = storage.expand(place)
         if not names:

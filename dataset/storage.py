@@ -52,6 +52,11 @@ def locate(place: str) -> tuple[Untyped, str]:
     ), path if scheme != "file" else f"/{path.lstrip('/')}"
 
 
+def absolute(place: str) -> str:
+    """A path from the root on; an address stays itself."""
+    return place if is_remote(place) else str(Path(place).absolute())
+
+
 def join(place: str, name: str) -> str:
     """The address or path of ``name``, relative to the folder ``place``; an address or absolute path stays itself."""
     if is_remote(name) or name.startswith("/"):

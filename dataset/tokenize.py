@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,7 +16,8 @@ from mgvq_export.core.files import PathLike, atomic_path, make_folder
 from mgvq_export.core.types import Untyped
 from mgvq_export.dataset.index import INDEX, build_index, open_index, shard_images, write_index
 from mgvq_export.dataset.listing import find_image_column
-from mgvq_export.dataset.manifest import MANIFEST, Counts, RunManifest, Summary, check_same_run, model_of, read_manifest
+from mgvq_export.dataset.manifest import MANIFEST, Counts, Model, RunManifest, Summary, check_same_run, model_of, read_manifest
+from mgvq_export.dataset.progress import Progress, Watch, unwatched
 from mgvq_export.dataset.shards import Count, Job, Receipt, read_receipt, run_shard
 from mgvq_export.dataset.sources import Fields, Source, find_source
 from mgvq_export.dataset.storage import is_remote
@@ -30,21 +29,13 @@ from mgvq_export.runtime.tokenizer import OpenOptions, Tokenizer
 FAILURES = "failures.parquet"
 Engine = Literal["auto", "local", "ray"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-
-#: Makes a context whose value is called with (text, images done).
-Watch = Callable[[str, int], AbstractContextManager[Callable[[str, float], None]]]
+FEW_IMAGES = 300  # below, starting Ray takes longer than it saves
 
 
 class TooManyFailures(MgvqError):
     """More images failed than ``max_failures`` allows. ``exit_code`` 1."""
 
     exit_code = 1
-
-
-@contextlib.contextmanager
-def unwatched(task: str, total: int) -> Iterator[Callable[[str, float], None]]:
-    """A :data:`Watch` that shows nothing."""
-    yield lambda text, done: None
 
 
 @dataclass(frozen=True)
@@ -63,6 +54,11 @@ class TokenizeOptions:
         max_failures: stop when more images than that failed.
         retry_failed: do shards with failures again.
         max_pixels: largest image accepted.
+        engine: ``local``: in this process; ``ray``: on Ray; ``auto``: Ray where it is installed and there are 300 images or more.
+        address: of a running Ray cluster, ``host:6379`` or ``auto``; a Ray of its own when None.
+        workers: processes on Ray; None for as many as the processors, or GPUs, allow.
+        gpus_per_worker: also a fraction; None for 1 with a backend that runs on the GPU, or with ``auto`` where there are GPUs.
+        debug: let Ray say all that it says.
     """
 
     run: OpenOptions = field(default_factory=OpenOptions)
@@ -76,6 +72,11 @@ class TokenizeOptions:
     max_failures: int | None = None
     retry_failed: bool = False
     max_pixels: int = MAX_PIXELS
+    engine: Engine = "auto"
+    address: str | None = None
+    workers: int | None = None
+    gpus_per_worker: float | None = None
+    debug: bool = False
 
 
 def tokenize_dataset(
@@ -94,9 +95,34 @@ def tokenize_dataset(
     """
     options = options or TokenizeOptions()
     _check_options(options)
-    with Tokenizer.open(Bundle.open(bundle), **options.run) as tokenizer:
-        plan = _prepare(tokenizer, str(source), Path(output).absolute(), options)
-        return _run(plan, options, watch, lambda plan, todo, tell: _run_here(tokenizer, plan, todo, tell))
+    found = _find(str(source), Path(output).absolute(), options)
+    opened = Bundle.open(bundle)
+    folder = str(Path(opened.path).absolute())
+    if _engine(options, found) == "ray":
+        from mgvq_export.dataset.ray_engine import Cluster
+
+        with Cluster(folder, options.run, options.address, options.workers, options.gpus_per_worker, options.debug) as cluster:
+            return _run(_prepare(found, cluster.model, folder, options), options, watch, cluster.run)
+    with Tokenizer.open(opened, **options.run) as tokenizer:
+
+        def here(job: Job, todo: Sequence[int], images: Sequence[int], count: Count) -> Iterator[Receipt]:
+            for number in todo:
+                yield run_shard(tokenizer, job, number, count)
+
+        return _run(_prepare(found, model_of(tokenizer), folder, options), options, watch, here)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The source, the result's folder, and what is known of the run: the manifest that is there, or the images."""
+
+    place: str
+    source: Source
+    output: Path
+    image_column: str
+    old: RunManifest | None
+    table: Any
+    classes: list[str]
 
 
 @dataclass(frozen=True)
@@ -113,7 +139,9 @@ def _check_options(options: TokenizeOptions) -> None:
         raise InputError("tokenizing data sets needs pyarrow: pip install 'mgvq-export[dataset]'")
     if options.format not in FORMATS:
         raise InputError(f"format is {options.format!r}; choose {', '.join(FORMATS)}")
-    for name in ("batch", "shard_size"):
+    if options.engine not in ENGINES:
+        raise InputError(f"engine is {options.engine!r}; choose {', '.join(ENGINES)}")
+    for name in ("batch", "shard_size", "workers"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; wanted a whole number of at least 1")
@@ -121,11 +149,42 @@ def _check_options(options: TokenizeOptions) -> None:
         raise InputError("npy is LlamaGen's format, for square images of one size; give --size, such as 256x256")
 
 
-def _prepare(tokenizer: Tokenizer, place: str, output: Path, options: TokenizeOptions) -> _Plan:
-    """The run in ``output``: the one that is there, if it is the same, else a new one."""
+def _engine(options: TokenizeOptions, found: _Found) -> Engine:
+    """The engine to use. Raises :class:`InputError` when Ray is asked for and is not there."""
+    ray = importlib.util.find_spec("ray") is not None
+    wanted = options.address is not None or options.gpus_per_worker is not None or (options.workers or 1) > 1
+    if options.engine == "local" and wanted:
+        raise InputError("--address, --workers and --gpus-per-worker are for Ray; leave them out, or choose --engine ray")
+    if options.engine == "local" or (options.engine == "auto" and not wanted and not ray):
+        return "local"
+    if options.engine == "ray" or wanted:
+        if not ray:
+            raise InputError("the engine ray needs Ray: pip install 'mgvq-export[dataset]', or choose --engine local")
+        return "ray"
+    images = found.table.num_rows if found.old is None else found.old.counts.images
+    return "ray" if images >= FEW_IMAGES and not (found.old and found.old.complete) else "local"
+
+
+def _find(place: str, output: Path, options: TokenizeOptions) -> _Found:
+    """The source and the state of the result's folder."""
     source = find_source(place, options.root)
     _check_output(source, output)
     image_column = find_image_column(source, options.fields) if source.kind == "parquet" else ""
+    if (output / MANIFEST).exists():
+        return _Found(place, source, output, image_column, read_manifest(output), None, [])
+    if output.is_dir() and any(name.name != INDEX and not name.name.startswith(".mgvq-") for name in output.iterdir()):
+        raise InputError(f"{output} is not empty and holds no {MANIFEST}; choose another -o")
+    table, classes = build_index(source, options.fields)
+    if options.format in ("npy", "jsonl") and table.column("class_id").null_count:
+        raise InputError(
+            f"{options.format} holds a class for every image, and {place} has images without; choose --format parquet"
+        )
+    check_keys(table.column("key").to_pylist() if options.format in ("safetensors", "webdataset") else [], options.format)
+    return _Found(place, source, output, image_column, None, table, classes)
+
+
+def _prepare(found: _Found, model: Model, bundle: str, options: TokenizeOptions) -> _Plan:
+    """The run in the result's folder: the one that is there, if it is the same, else a new one."""
     decides = {
         "format": options.format,
         "size": None if options.size is None else "x".join(map(str, parse_size(options.size))),
@@ -137,29 +196,21 @@ def _prepare(tokenizer: Tokenizer, place: str, output: Path, options: TokenizeOp
         "max_pixels": options.max_pixels,
         "shard_size": options.shard_size,
     }
-    facts = {"place": place, "kind": source.kind, "fingerprint": source.fingerprint}
-    if (output / MANIFEST).exists():
-        old = read_manifest(output)
-        check_same_run(old, RunManifest(model_of(tokenizer), facts, decides, old.classes, old.shards, old.counts), output)
+    source, output, old = found.source, found.output, found.old
+    facts = {"place": found.place, "kind": source.kind, "fingerprint": source.fingerprint}
+    if old is not None:
+        check_same_run(old, RunManifest(model, facts, decides, old.classes, old.shards, old.counts), output)
         manifest = old
     else:
-        if output.is_dir() and any(name.name != INDEX and not name.name.startswith(".mgvq-") for name in output.iterdir()):
-            raise InputError(f"{output} is not empty and holds no {MANIFEST}; choose another -o")
-        table, classes = build_index(source, options.fields)
-        if options.format in ("npy", "jsonl") and table.column("class_id").null_count:
-            raise InputError(
-                f"{options.format} holds a class for every image, and {place} has images without; choose --format parquet"
-            )
-        check_keys(table.column("key").to_pylist() if options.format in ("safetensors", "webdataset") else [], options.format)
-        shard_size = options.shard_size or shard_images(table.num_rows)
-        shards = -(-table.num_rows // shard_size)
-        manifest = RunManifest(model_of(tokenizer), facts, decides, classes, shards, Counts(table.num_rows))
+        shard_size = options.shard_size or shard_images(found.table.num_rows)
+        shards = -(-found.table.num_rows // shard_size)
+        manifest = RunManifest(model, facts, decides, found.classes, shards, Counts(found.table.num_rows))
         make_folder(output)
-        write_index(output, table, shard_size)
+        write_index(output, found.table, shard_size)
         manifest.write(output)
     index = open_index(output)
     job = Job(
-        str(tokenizer.bundle.path),
+        bundle,
         options.run,
         str(output),
         manifest.run_id,
@@ -167,7 +218,7 @@ def _prepare(tokenizer: Tokenizer, place: str, output: Path, options: TokenizeOp
         source.kind,
         options.format,
         options.fields.keep,
-        image_column,
+        found.image_column,
         None if options.size is None else parse_size(options.size),
         options.as_stored,
         options.batch,
@@ -183,13 +234,8 @@ def _check_output(source: Source, output: Path) -> None:
         raise InputError(f"the output folder {output} lies inside the source, whose images it would join; choose another with -o")
 
 
-def _run_here(tokenizer: Tokenizer, plan: _Plan, todo: Sequence[int], count: Count) -> Iterator[Receipt]:
-    """The engine ``local``: shard by shard, in this process."""
-    for number in todo:
-        yield run_shard(tokenizer, plan.job, number, count)
-
-
-RunShards = Callable[[_Plan, Sequence[int], Count], Iterator[Receipt]]
+#: An engine: given the job, the shards to do, how many images each shard has, and what counts images; receipts as shards are done.
+RunShards = Callable[[Job, Sequence[int], Sequence[int], Count], Iterator[Receipt]]
 
 
 def _run(plan: _Plan, options: TokenizeOptions, watch: Watch, run_shards: RunShards) -> Summary:
@@ -202,7 +248,7 @@ def _run(plan: _Plan, options: TokenizeOptions, watch: Watch, run_shards: RunSha
             receipts[number] = receipt
     todo = [number for number in range(job.shards) if number not in receipts]
     before = sum(plan.images[number] for number in receipts)
-    progress = _Progress(before, sum(len(receipt.failures) for receipt in receipts.values()))
+    progress = Progress(before, sum(len(receipt.failures) for receipt in receipts.values()))
     made = 0
     if todo and plan.manifest.complete:
         plan.manifest.with_counts(plan.manifest.counts, False).write(job.folder)
@@ -210,7 +256,7 @@ def _run(plan: _Plan, options: TokenizeOptions, watch: Watch, run_shards: RunSha
         with watch("tokenize", plan.manifest.counts.images) as progress.update:
             progress.show()
             _check_failures(receipts.values(), options)
-            for receipt in run_shards(plan, todo, progress.add):
+            for receipt in run_shards(job, todo, plan.images, progress.add):
                 receipts[receipt.shard] = receipt
                 made += receipt.rows
                 _check_failures(receipts.values(), options)
@@ -283,28 +329,3 @@ def _finish(job: Job) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
-
-
-class _Progress:
-    """Counts images and says how fast they go."""
-
-    def __init__(self, before: int, failed: int):
-        self.update: Callable[[str, float], None] = lambda text, done: None
-        self._before, self._failed, self._done = before, failed, 0
-        self._start = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.perf_counter() - self._start
-
-    def add(self, done: int, failed: int) -> None:
-        """Count images done, some of which failed."""
-        self._done += done
-        self._failed += failed
-        self.show()
-
-    def show(self) -> None:
-        """Show the counts."""
-        speed = f"{self._done / max(self.seconds, 1e-9):.3g} images/s" if self._done else "tokenize"
-        self.update(f"{speed}{f', {self._failed} failed' if self._failed else ''}", self._before + self._done)
