@@ -89,7 +89,7 @@ def tokenize(
         options["max_pixels"] = max_pixels
     fields = Fields(image_column, key_column, class_column, keep)
     wanted = TokenizeOptions(
-        run=dict(tokenizer_options(options)), fields=fields, debug=bool(click.get_current_context().meta.get("debug")), **options
+        run=tokenizer_options(options), fields=fields, debug=bool(click.get_current_context().meta.get("debug")), **options
     )
     summary = tokenize_dataset(bundle, source, output, wanted, watch=progress_bar)
     counts = summary.manifest.counts

@@ -18,7 +18,7 @@ from mgvq_export.core.errors import BackendError, InputError, MgvqError, shown
 from mgvq_export.core.json_files import JsonSource, convert_json, to_json
 from mgvq_export.dataset.manifest import Model, model_of
 from mgvq_export.dataset.shards import Count, Job, Receipt, run_shard
-from mgvq_export.runtime.tokenizer import Tokenizer
+from mgvq_export.runtime.tokenizer import OpenOptions, Tokenizer
 
 TESTED = "2.60.0"
 _CONNECT_SECONDS, _FIRST_WORKER_SECONDS = 10, 600
@@ -39,11 +39,12 @@ class Cluster:
     model: Model
 
     def __init__(
-        self, bundle: str, run: dict[str, Any], address: str | None, workers: int | None, gpus: float | None, debug: bool = False
+        self, bundle: str, run: OpenOptions, address: str | None, workers: int | None, gpus: float | None, debug: bool = False
     ):
         """``run``: arguments of :meth:`Tokenizer.open`; the others as ``TokenizeOptions`` has them."""
         self._bundle, self._address, self._workers, self._gpus, self._debug = bundle, address, workers, gpus, debug
-        self._run = run | {"threads": run.get("threads") or 1}
+        self._threads = run.get("threads") or 1
+        self._run: OpenOptions = {**run, "threads": self._threads}
 
     def __enter__(self) -> Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -75,7 +76,7 @@ class Cluster:
         level = logging.INFO if self._debug else logging.ERROR
         options: dict[str, Any] = {"log_to_driver": self._debug, "logging_level": level}
         if self._address is None:
-            threads = self._run["threads"]
+            threads = self._threads
             wanted = self._workers or max(1, (os.cpu_count() or 1) // threads)
             # One more than the workers take: Ray Data's own tasks need a processor, or all wait for ever.
             options |= {"address": "local", "include_dashboard": False, "num_cpus": wanted * threads + 1}
@@ -100,7 +101,7 @@ class Cluster:
         """Decide how many workers there are and what each takes."""
         import ray
 
-        total, threads = ray.cluster_resources(), self._run["threads"]
+        total, threads = ray.cluster_resources(), self._threads
         gpus, backend = self._gpus, self._run.get("backend", "auto")
         if gpus is None:
             gpus = float(backend in _GPU_BACKENDS or (backend == "auto" and total.get("GPU", 0) >= 1))
@@ -189,7 +190,7 @@ class ShardWorker:
             return _as_json(error)
 
 
-def _describe(bundle: str, run: dict[str, Any]) -> str:
+def _describe(bundle: str, run: OpenOptions) -> str:
     """JSON of what a tokenizer opened here makes codes with, or of the error."""
     try:
         with Tokenizer.open(bundle, **run) as tokenizer:
