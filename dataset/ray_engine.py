@@ -115,7 +115,7 @@ class Cluster:
             )
         most = [(total["CPU"] - 1) // threads] + ([total.get("GPU", 0) // gpus] if gpus else [])
         self._count = int(self._workers or max(1, min(most)))
-        self._takes = {"num_cpus": threads, "num_gpus": gpus}
+        self._takes: dict[str, Any] = {"num_cpus": threads, "num_gpus": gpus}
 
     def _ask_worker(self) -> Model:
         """What a worker makes codes with: it opens the bundle there, where the processors and GPUs are."""
